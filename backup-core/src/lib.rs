@@ -1,0 +1,47 @@
+//! Back up, verify and restore: the core.
+//!
+//! This crate holds the traits that datastores, stores and transforms implement ([`Source`], [`RestoreTarget`],
+//! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
+
+mod digest;
+mod error;
+mod item;
+mod key;
+mod keys;
+mod name;
+mod observer;
+mod proof;
+mod reader;
+mod retention;
+mod selection;
+mod sink;
+mod source;
+mod target;
+mod transform;
+mod workers;
+
+pub use digest::{Digest, Hasher};
+pub use error::{Error, ErrorKind, Result};
+pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
+pub use key::{Key, decode_segment, encode_segment};
+pub use keys::{BackupKey, Keyring};
+pub use name::{BackupId, SetName, SinkId};
+pub use observer::{Event, Observer};
+pub use proof::{Proof, Proofs};
+pub use reader::{ArtifactBytes, ArtifactReader};
+pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
+pub use selection::Selection;
+pub use sink::{
+    Availability, CREATE_NEW_LIMIT, ObjectInfo, ObjectKind, PutMode, PutOptions, Sink, SinkWriter, Space,
+    put_bytes, read_bytes,
+};
+pub use source::{
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader,
+    Snapshot, SnapshotRequest, Source, SourceReport, Warning,
+};
+pub use target::{
+    Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
+};
+pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+pub use workers::Workers;
+pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};

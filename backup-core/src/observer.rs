@@ -1,0 +1,102 @@
+//! Progress and events: [`Observer`].
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::key::Key;
+use crate::name::{BackupId, SetName, SinkId};
+use crate::source::Warning;
+
+/// Watches what the engine does: progress bars, logs, metrics. Called from many tasks; must not block.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn on_event(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Observer for F {
+    fn on_event(&self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// Something the engine did or met.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A verb begins.
+    Started {
+        /// `"backup"`, `"restore"`, `"verify"`.
+        verb: &'static str,
+        /// The set.
+        set: &'a SetName,
+        /// The backup.
+        id: BackupId,
+    },
+    /// An artifact begins.
+    ArtifactStarted {
+        /// Its name.
+        artifact: &'a str,
+    },
+    /// An artifact is complete.
+    ArtifactFinished {
+        /// Its name.
+        artifact: &'a str,
+        /// Its plain bytes.
+        plain: u64,
+        /// Its stored bytes.
+        stored: u64,
+    },
+    /// Bytes moved. Sent a few times a second.
+    Progress {
+        /// Plain bytes so far, of the whole run.
+        plain: u64,
+        /// Stored bytes so far, of the whole run.
+        stored: u64,
+        /// Expected plain bytes, if known.
+        total: Option<u64>,
+        /// Plain bytes per second since the start.
+        rate: f64,
+    },
+    /// A sink operation failed and is tried again.
+    Retrying {
+        /// The sink.
+        sink: &'a SinkId,
+        /// The error.
+        error: &'a Error,
+        /// Which try failed, from 1.
+        attempt: u32,
+        /// The wait before the next.
+        after: Duration,
+    },
+    /// A sink is given up for the rest of the run.
+    SinkFailed {
+        /// The sink.
+        sink: &'a SinkId,
+        /// The error.
+        error: &'a Error,
+    },
+    /// A copy of an object, or a block of it, is missing or damaged; reading goes on from another copy.
+    CopyDamaged {
+        /// The sink.
+        sink: &'a SinkId,
+        /// The object.
+        key: &'a Key,
+        /// The error.
+        error: &'a Error,
+    },
+    /// Something a person should know.
+    Warning(&'a Warning),
+    /// A verb ended.
+    Finished {
+        /// The verb.
+        verb: &'static str,
+        /// The set.
+        set: &'a SetName,
+        /// The backup.
+        id: BackupId,
+        /// The error, if it failed.
+        error: Option<&'a Error>,
+        /// How long it took.
+        elapsed: Duration,
+    },
+}
