@@ -4,14 +4,18 @@
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
 mod digest;
+mod engine;
 mod error;
 mod item;
 mod key;
 mod keys;
+mod layout;
+mod manifest;
 mod name;
 mod observer;
 mod proof;
 mod reader;
+mod repository;
 mod retention;
 mod selection;
 mod sink;

@@ -202,8 +202,24 @@ pub struct SourceReport {
     pub details: Map<String, Value>,
     /// Details per artifact name.
     pub artifacts: BTreeMap<String, Map<String, Value>>,
+    /// How to restore without this library, for `RESTORE.txt`.
+    pub recipe: Recipe,
     /// What a person should know although the backup succeeded.
     pub warnings: Vec<Warning>,
+}
+
+/// How to restore the plain artifacts with standard tools: lines of shell that a person copies.
+///
+/// Names of user data in them must be quoted; secrets do not belong here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recipe {
+    /// What to do first: `mkdir restored`, `createdb copy`.
+    pub before: Vec<String>,
+    /// A command per artifact name that reads the plain artifact from standard input. An artifact without one
+    /// is written to a file of its name.
+    pub commands: BTreeMap<String, String>,
+    /// What to do last.
+    pub after: Vec<String>,
 }
 
 /// Something a person should know although the operation succeeded.
