@@ -8,6 +8,7 @@ mod error;
 mod item;
 mod key;
 mod keys;
+mod memory;
 mod name;
 mod observer;
 mod proof;
@@ -18,6 +19,7 @@ mod sink;
 mod source;
 mod target;
 mod transform;
+mod whole;
 mod workers;
 
 pub use digest::{Digest, Hasher};
@@ -25,6 +27,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
 pub use keys::{BackupKey, Keyring};
+pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
@@ -43,5 +46,6 @@ pub use target::{
     Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
 };
 pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
 pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
