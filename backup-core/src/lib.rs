@@ -11,6 +11,7 @@ mod key;
 mod keys;
 mod layout;
 mod manifest;
+mod memory;
 mod name;
 mod observer;
 mod proof;
@@ -22,6 +23,7 @@ mod sink;
 mod source;
 mod target;
 mod transform;
+mod whole;
 mod workers;
 
 pub use digest::{Digest, Hasher};
@@ -29,6 +31,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
 pub use keys::{BackupKey, Keyring};
+pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
@@ -47,5 +50,6 @@ pub use target::{
     Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
 };
 pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
 pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
