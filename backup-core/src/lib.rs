@@ -30,12 +30,19 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
+pub use manifest::{
+    FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject, Totals,
+};
 pub use keys::{BackupKey, Keyring};
 pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
+pub use repository::{
+    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder, RestoreBuilder,
+    RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+};
 pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
 pub use selection::Selection;
 pub use sink::{
