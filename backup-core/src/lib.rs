@@ -42,6 +42,11 @@ pub use source::{
 pub use target::{
     Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
 };
-pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+#[cfg(feature = "zstd")]
+pub use transform::Zstd;
+pub use transform::{
+    AesGcm, Chain, ChainDecoder, ChainEncoder, ChainRange, Codec, CodecContext, Emit, Frame, Gzip, Identity,
+    Located, Stage, Transform, TransformSpec,
+};
 pub use workers::Workers;
 pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
