@@ -30,18 +30,19 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use manifest::{
-    FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject, Totals,
-};
 pub use keys::{BackupKey, Keyring};
+pub use manifest::{
+    FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
+    Totals,
+};
 pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder, RestoreBuilder,
-    RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
+    RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
 pub use selection::Selection;
@@ -56,7 +57,12 @@ pub use source::{
 pub use target::{
     Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
 };
-pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+#[cfg(feature = "zstd")]
+pub use transform::Zstd;
+pub use transform::{
+    AesGcm, Chain, ChainDecoder, ChainEncoder, ChainRange, Codec, CodecContext, Emit, Frame, Gzip, Identity,
+    Located, Stage, Transform, TransformSpec,
+};
 pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
 pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};

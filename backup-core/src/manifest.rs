@@ -192,7 +192,10 @@ impl Manifest {
         for (name, _, _) in manifest.objects() {
             // Names become keys below the backup's own directory; `Key::join` encodes everything else away.
             if name.is_empty() || name.len() > crate::key::MAX_SEGMENT || !names.insert(name.into_owned()) {
-                return Err(Error::corrupt("read manifest", "an object name is empty, too long or listed twice"));
+                return Err(Error::corrupt(
+                    "read manifest",
+                    "an object name is empty, too long or listed twice",
+                ));
             }
         }
         Ok(manifest)

@@ -9,6 +9,7 @@ mod export;
 mod notes;
 mod restore;
 mod verify;
+mod wrap;
 
 use std::fmt;
 use std::sync::Arc;

@@ -61,8 +61,9 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
             hmac::verify(&seal_key(key)?, document, &tag).map_err(|_| broken())?;
         }
         (Seal::HmacSha256 { .. }, None) => {
-            return Err(Error::new(ErrorKind::WrongKey, "read manifest")
-                .message("the manifest is sealed with a key; give the repository the keyring it was made with"));
+            return Err(Error::new(ErrorKind::WrongKey, "read manifest").message(
+                "the manifest is sealed with a key; give the repository the keyring it was made with",
+            ));
         }
         (Seal::Sha256 { value }, None) => {
             if Digest::of(document) != *value {
@@ -78,8 +79,11 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
     }
     let manifest = Manifest::parse(document)?;
     if manifest.set != *set || manifest.id != id {
-        return Err(Error::corrupt("read manifest", "the manifest belongs to another backup; it was moved or copied here")
-            .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
+        return Err(Error::corrupt(
+            "read manifest",
+            "the manifest belongs to another backup; it was moved or copied here",
+        )
+        .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
     }
     Ok(manifest)
 }

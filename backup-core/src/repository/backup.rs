@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::catalog::wrap_key;
 use super::commit::{Cleanup, Pending};
-use super::contents::{DetailsHead, ArtifactDetails};
+use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
 use super::{Inner, Repository};
 use crate::digest::Digest;
@@ -38,7 +38,7 @@ use crate::proof::Proofs;
 use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
-use crate::source::{Artifact, ArtifactMeta, Outcome, Source, SourceReport, SnapshotRequest, Warning};
+use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
 
 /// A backup to be made: set options, then await.
 #[must_use = "a backup runs when it is awaited"]
@@ -223,8 +223,9 @@ impl std::fmt::Debug for Backup<'_> {
 /// 32 random bits for an id.
 fn random() -> Result<u32> {
     let mut bytes = [0; 4];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers"))?;
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
+        Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers")
+    })?;
     Ok(u32::from_le_bytes(bytes))
 }
 
@@ -329,7 +330,8 @@ impl Run<'_> {
     async fn wrap_key(&mut self) -> Result<()> {
         let Some(keyring) = self.inner.chain.keyring() else { return Ok(()) };
         let key = BackupKey::generate()?;
-        let wraps = self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
+        let wraps =
+            self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
         for (key_id, bytes) in wraps {
             self.put(&wrap_key(&self.dir, &key_id)?, bytes, ObjectKind::Note).await?;
         }
@@ -360,8 +362,9 @@ impl Run<'_> {
                 }
             }
             let Some(done) = open.next().await else { break };
-            let (number, meta, object, result) = done
-                .map_err(|e| Error::new(ErrorKind::Internal, "store artifact").message("a task failed").caused_by(e))?;
+            let (number, meta, object, result) = done.map_err(|e| {
+                Error::new(ErrorKind::Internal, "store artifact").message("a task failed").caused_by(e)
+            })?;
             let meta: ArtifactMeta = meta;
             let (encoded, failures) = result.map_err(|e: Error| e.with("artifact", &meta.name))?;
             self.lose(failures)?;
@@ -417,7 +420,13 @@ impl Run<'_> {
         let options = PutOptions::overwrite(ObjectKind::Data);
         let (encoded, failures) = self
             .pipeline
-            .store(&self.alive, &self.dir.object(&object)?, &options, self.scope(DETAILS), futures::stream::iter(lines).boxed())
+            .store(
+                &self.alive,
+                &self.dir.object(&object)?,
+                &options,
+                self.scope(DETAILS),
+                futures::stream::iter(lines).boxed(),
+            )
             .await?;
         self.lose(failures)?;
         self.index(object, encoded).await
@@ -435,7 +444,8 @@ impl Run<'_> {
         if encoded.stored_size > INDEX_ABOVE {
             let bytes = encoded.index.to_bytes()?;
             let name = format!("{}.idx", stored.object);
-            stored.index = Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
+            stored.index =
+                Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
             self.put(&self.dir.object(&name)?, bytes, ObjectKind::Index).await?;
         }
         Ok(stored)
@@ -451,25 +461,13 @@ impl Run<'_> {
             details: &manifest.details,
             recipe: &report.recipe,
         };
-        let mut stored = Vec::new();
-        for (name, bytes) in [Some(notes.restore()), notes.decoder()].into_iter().flatten() {
-            stored.push(self.note(name, bytes).await?);
+        let mut texts: Vec<_> = [Some(notes.restore()), notes.decoder()].into_iter().flatten().collect();
+        let described: Vec<_> = texts.iter().map(|(name, bytes)| note(name, bytes)).collect();
+        texts.push(notes.sums(&described));
+        for (name, bytes) in &texts {
+            self.put(&self.dir.object(name)?, bytes.clone(), ObjectKind::Note).await?;
         }
-        let (name, bytes) = notes.sums(&stored);
-        stored.push(self.note(name, bytes).await?);
-        Ok(stored)
-    }
-
-    async fn note(&mut self, name: &str, bytes: Bytes) -> Result<StoredObject> {
-        let object = StoredObject {
-            object: name.to_owned(),
-            size: bytes.len() as u64,
-            sha256: Digest::of(&bytes),
-            plain_size: None,
-            index: None,
-        };
-        self.put(&self.dir.object(name)?, bytes, ObjectKind::Note).await?;
-        Ok(object)
+        Ok(texts.iter().map(|(name, bytes)| note(name, bytes)).collect())
     }
 
     /// Puts a small object on every working sink.
@@ -504,6 +502,17 @@ impl Run<'_> {
             key: self.key.clone(),
             workers: self.inner.workers.clone(),
         }
+    }
+}
+
+/// A plain object as the manifest records it.
+fn note(name: &str, bytes: &Bytes) -> StoredObject {
+    StoredObject {
+        object: name.to_owned(),
+        size: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+        plain_size: None,
+        index: None,
     }
 }
 
