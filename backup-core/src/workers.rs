@@ -70,8 +70,11 @@ impl<T: Send + 'static> Ordered<T> {
         let oldest = if self.queue.len() >= self.limit { self.wait()? } else { None };
         let (send, receive) = sync_channel(1);
         self.workers.0.spawn(move || {
-            // The receiver is gone when the run was given up; the result is of no use then.
-            let _ = send.send(job());
+            // A panic here would end the whole process; instead the result stays out and the caller gets an error.
+            if let Ok(result) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
+                // The receiver is gone when the run was given up; the result is of no use then.
+                let _ = send.send(result);
+            }
         });
         self.queue.push_back(receive);
         Ok(oldest)
