@@ -18,21 +18,21 @@
 )]
 
 mod bytes;
-//X mod capture;
-//X mod faulty;
-//X mod operation;
-//X mod recording;
+mod capture;
+mod faulty;
+mod operation;
+mod recording;
 //X mod servers;
 pub mod sink;
-//X mod source;
-//X mod target;
+mod source;
+mod target;
 
 pub use bytes::{collect, noise};
-//X pub use capture::{Captured, capture};
-//X pub use faulty::{Fault, FaultySink, Rule};
-//X pub use operation::Operation;
-//X pub use recording::{Record, RecordingSink};
+pub use capture::{Captured, capture};
+pub use faulty::{Fault, FaultySink, Rule};
+pub use operation::Operation;
+pub use recording::{Record, RecordingSink};
 //X pub use servers::{Found, Server, ServerCommand, find_server, free_port};
 pub use sink::SinkSuite;
-//X pub use source::SourceSuite;
-//X pub use target::TargetSuite;
+pub use source::SourceSuite;
+pub use target::TargetSuite;

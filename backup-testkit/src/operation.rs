@@ -14,11 +14,11 @@ pub enum Operation {
     Abort,
     /// [`Sink::open`](backup_core::Sink::open).
     Open,
-    /// One chunk of an opened object.
+    /// One poll for a chunk of an opened object, the one that finds the end included.
     Read,
     /// [`Sink::head`](backup_core::Sink::head).
     Head,
-    /// One entry of [`Sink::list`](backup_core::Sink::list), or its end.
+    /// One poll for an entry of [`Sink::list`](backup_core::Sink::list), the one that finds the end included.
     List,
     /// [`Sink::delete`](backup_core::Sink::delete).
     Delete,
