@@ -29,7 +29,11 @@ pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
-pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
+pub use retention::{
+    And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
+    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Standing, countable,
+    pitr_ranges, pitr_window, standings,
+};
 pub use selection::Selection;
 pub use sink::{
     Availability, CREATE_NEW_LIMIT, ObjectInfo, ObjectKind, PutMode, PutOptions, Sink, SinkWriter, Space,
@@ -44,4 +48,4 @@ pub use target::{
 };
 pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
 pub use workers::Workers;
-pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
+pub use {async_trait::async_trait, bytes::Bytes, chrono_tz::Tz, tokio_util::sync::CancellationToken};
