@@ -113,9 +113,11 @@ impl Need {
         let mut since = None;
         let mut position: Option<&LogPosition> = None;
         for base in bases {
-            let start = base.started.min(base.moment());
             // Without a position there is only the producer's clock to go by.
-            let start = if base.log_position.is_some() { start } else { before(start, CLOCK_TOLERANCE) };
+            let start = match base.log_position {
+                Some(_) => base.moment(),
+                None => before(base.started.min(base.moment()), CLOCK_TOLERANCE),
+            };
             since = Some(since.map_or(start, |earliest: DateTime<Utc>| earliest.min(start)));
             position = match (position, &base.log_position) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -127,7 +129,7 @@ impl Need {
 
     /// Whether a slice that ends there is needed.
     pub(super) fn covers(&self, to: &LogPosition, to_time: DateTime<Utc>) -> bool {
-        to_time >= self.since || self.position.as_ref().is_some_and(|position| to > position)
+        to_time > self.since || self.position.as_ref().is_some_and(|position| to > position)
     }
 }
 
