@@ -45,6 +45,11 @@ pub use repository::{
     RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
+pub use retention::{
+    And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
+    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Standing, countable,
+    pitr_ranges, pitr_window, standings,
+};
 pub use selection::Selection;
 pub use sink::{
     Availability, CREATE_NEW_LIMIT, ObjectInfo, ObjectKind, PutMode, PutOptions, Sink, SinkWriter, Space,
@@ -65,4 +70,4 @@ pub use transform::{
 };
 pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
-pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
+pub use {async_trait::async_trait, bytes::Bytes, chrono_tz::Tz, tokio_util::sync::CancellationToken};

@@ -36,3 +36,6 @@ pub use recording::{Record, RecordingSink};
 pub use sink::SinkSuite;
 pub use source::SourceSuite;
 pub use target::TargetSuite;
+//! Conformance suites, faulty sinks and test servers for authors of backup-core sources and sinks.
+
+pub mod retention;
