@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Files and directories for `backup-core`.
+
+mod acl;
+mod canonical;
+mod tar;
