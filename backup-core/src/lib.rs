@@ -44,7 +44,6 @@ pub use repository::{
     Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
     RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
 };
-pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
     LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Standing, countable,

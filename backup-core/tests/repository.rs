@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use backup_core::{
-    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, Bytes, CheckReport, Error, ErrorKind, Event, Gzip, Key,
-    MemorySink, MemorySource, MemoryTarget, Outcome, Repository, Result, Snapshot, SnapshotRequest, Source,
-    SourceReport, async_trait,
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, Bytes, CheckReport, Error, ErrorKind, Event, Gzip,
+    Key, MemorySink, MemorySource, MemoryTarget, Outcome, Repository, Result, Snapshot, SnapshotRequest,
+    Source, SourceReport, async_trait,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -35,7 +35,8 @@ fn noise(len: usize) -> Vec<u8> {
 async fn what_was_backed_up_comes_back_from_either_copy() {
     let sinks = two_sinks();
     let big = noise(9_000_000);
-    let source = MemorySource::new().artifact("big", big.clone()).artifact("small", "hello").artifact("none", "");
+    let source =
+        MemorySource::new().artifact("big", big.clone()).artifact("small", "hello").artifact("none", "");
     for repo in [
         plain(&sinks),
         Repository::builder()
@@ -119,7 +120,10 @@ impl Source for Failing {
 #[async_trait]
 impl Snapshot for FailingSnapshot {
     async fn next(&mut self) -> Result<Option<Artifact>> {
-        Ok(self.data.take().map(|data| Artifact { meta: ArtifactMeta::new("data", ArtifactFormat::BYTES), data }))
+        Ok(self
+            .data
+            .take()
+            .map(|data| Artifact { meta: ArtifactMeta::new("data", ArtifactFormat::BYTES), data }))
     }
     async fn finish(&mut self) -> Result<SourceReport> {
         if self.fail_finish {
@@ -143,8 +147,12 @@ async fn a_source_that_fails_leaves_nothing_behind() {
     for fail_after in places {
         let sinks = two_sinks();
         let repo = plain(&sinks);
-        let source =
-            Failing { total: TOTAL, fail_after, fail_finish: fail_after.is_none(), aborted: Arc::clone(&aborted) };
+        let source = Failing {
+            total: TOTAL,
+            fail_after,
+            fail_finish: fail_after.is_none(),
+            aborted: Arc::clone(&aborted),
+        };
         let error = repo.backup("app", &source).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::SourceFailed, "{error:?}");
         assert!(repo.backups("app").await.unwrap().is_empty());
@@ -260,7 +268,8 @@ async fn a_manifest_moved_to_another_place_is_refused() {
     let repo = Repository::builder().sink(sinks.0.clone()).build().unwrap();
     let done = repo.backup("app", &MemorySource::new().artifact("a", "x")).await.unwrap();
     let manifest = object_ending(&sinks.0, "manifest.json");
-    let moved = Key::parse(manifest.as_str().replace(&done.id.to_string(), "20300101T000000Z-abcdef")).unwrap();
+    let moved =
+        Key::parse(manifest.as_str().replace(&done.id.to_string(), "20300101T000000Z-abcdef")).unwrap();
     sinks.0.replace(&moved, sinks.0.get(&manifest).unwrap());
     let list = repo.backups("app").await.unwrap();
     assert_eq!(list.len(), 1);

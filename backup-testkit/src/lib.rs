@@ -22,7 +22,7 @@ mod capture;
 mod faulty;
 mod operation;
 mod recording;
-//X mod servers;
+pub mod retention;
 pub mod sink;
 mod source;
 mod target;
@@ -32,10 +32,6 @@ pub use capture::{Captured, capture};
 pub use faulty::{Fault, FaultySink, Rule};
 pub use operation::Operation;
 pub use recording::{Record, RecordingSink};
-//X pub use servers::{Found, Server, ServerCommand, find_server, free_port};
 pub use sink::SinkSuite;
 pub use source::SourceSuite;
 pub use target::TargetSuite;
-//! Conformance suites, faulty sinks and test servers for authors of backup-core sources and sinks.
-
-pub mod retention;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
@@ -49,6 +49,7 @@ pub struct Backup<'a> {
     selection: Selection,
     only: Option<Vec<String>>,
     labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
@@ -90,6 +91,7 @@ impl<'a> Backup<'a> {
             selection: Selection::all(),
             only: None,
             labels: BTreeMap::new(),
+            keep_for: None,
             rate_limit: None,
             observers: Vec::new(),
             shutdown: None,
@@ -112,6 +114,12 @@ impl<'a> Backup<'a> {
     /// Adds a label. Labels are readable by anyone who may read the sinks.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// Keeps this backup for at least `time`, whatever the retention policy says.
+    pub fn keep_for(mut self, time: Duration) -> Self {
+        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
     }
 
@@ -176,7 +184,7 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.selection, &self.labels);
+                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
                 match shutdown {
                     None => work.await,
                     Some(shutdown) => tokio::select! {
@@ -259,6 +267,7 @@ impl Run<'_> {
         cleanup: &mut Cleanup,
         selection: &Selection,
         labels: &BTreeMap<String, String>,
+        keep_for: Option<TimeDelta>,
     ) -> Result<Prepared> {
         let previous = self.previous().await?;
         let pending = Pending::new(&self.set, self.id, None);
@@ -291,6 +300,8 @@ impl Run<'_> {
             started: self.started,
             finished: self.started,
             consistent_at: report.consistent_at,
+            log_position: report.log_position.take(),
+            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
@@ -527,7 +538,7 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
-    manifest.finished = manifest.started + chrono::TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
+    manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
         let bytes = seal(&manifest, key.as_ref())?;

@@ -152,7 +152,8 @@ fn shrinks(sample: &[u8]) -> bool {
         compress.reset();
         // Room for all of it even if it grows: the compressor must reach its end, or its next reset is incomplete.
         let mut out = [0; TRIAL + TRIAL / 4];
-        let ended = matches!(compress.compress(sample, &mut out, FlushCompress::Finish), Ok(Status::StreamEnd));
+        let ended =
+            matches!(compress.compress(sample, &mut out, FlushCompress::Finish), Ok(Status::StreamEnd));
         ended && compress.total_out() * 100 < sample.len() as u64 * 99
     })
 }
