@@ -1,6 +1,7 @@
 //! Files and directories for `backup-core`.
 //!
-//! [`DirectorySource`] archives trees and files as tar streams; [`LocalSink`] keeps backups in a directory.
+//! [`DirectorySource`] archives trees and files as tar streams, [`DirectoryTarget`] restores them, and
+//! [`LocalSink`] keeps backups in a directory.
 
 mod acl;
 mod canonical;
@@ -8,7 +9,9 @@ mod config;
 mod local;
 mod source;
 mod tar;
+mod target;
 
 pub use config::DirectorySourceBuilder;
 pub use local::LocalSink;
 pub use source::DirectorySource;
+pub use target::{DirectoryTarget, OwnerMap, Owners};

@@ -20,5 +20,6 @@
 
 pub(crate) mod header;
 pub(crate) mod pax;
+pub(crate) mod read;
 pub(crate) mod sparse;
 pub(crate) mod write;
