@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     pub(crate) depends: Vec<i32>,
     /// Where in the head the state byte is; the offset follows it.
     state_at: usize,
+    /// Where in the head the number is that says whether there is data.
+    dumper_at: usize,
 }
 
 /// The whole head, parsed, with its bytes.
@@ -58,6 +60,20 @@ impl Head {
                 *first = state;
                 rest.fill(0);
                 rest.iter_mut().zip(offset.to_le_bytes()).for_each(|(to, from)| *to = from);
+            }
+        }
+        patched
+    }
+}
+
+impl Head {
+    /// The head as that of an archive without any data, so that `pg_restore` prints the definitions and nothing else,
+    /// whichever sections it is asked for.
+    pub(crate) fn without_data(&self) -> Vec<u8> {
+        let mut patched = self.with_offsets(|_| None);
+        for entry in self.entries.iter().filter(|e| e.has_data) {
+            if let Some(number) = patched.get_mut(entry.dumper_at..entry.dumper_at + 1 + self.int_size) {
+                number.fill(0);
             }
         }
         patched
@@ -246,6 +262,7 @@ impl Fixed {
 impl Entry {
     fn read(cursor: &mut Cursor<'_>, fixed: &Fixed) -> Result<Option<Self>> {
         let dump_id = need!(cursor.int()?);
+        let dumper_at = cursor.at;
         let has_data = need!(cursor.int()?) != 0;
         let _catalog = need!(cursor.string()?);
         let _oid = need!(cursor.string()?);
@@ -269,6 +286,6 @@ impl Entry {
         }
         let state_at = cursor.at;
         need!(cursor.take(1 + fixed.offset_size));
-        Ok(Some(Self { dump_id, has_data, tag, desc, defn, copy, namespace, depends, state_at }))
+        Ok(Some(Self { dump_id, has_data, tag, desc, defn, copy, namespace, depends, state_at, dumper_at }))
     }
 }
