@@ -1,6 +1,7 @@
 //! Runs the statements of a dump: in order, and side by side where order does not matter.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::{Bytes, Error, ErrorKind, Result, Warning};
@@ -61,7 +62,7 @@ pub(super) struct Script {
     tablespace: Option<String>,
     pending: Vec<Job>,
     pending_kind: Option<Kind>,
-    copy: Option<(CopyInSink<Bytes>, String, BytesMut)>,
+    copy: Option<(Pin<Box<CopyInSink<Bytes>>>, String, BytesMut)>,
     skipping_copy: bool,
     skip_foreign_keys_except: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
 }
@@ -142,7 +143,7 @@ impl Script {
                     if self.parts.rows {
                         self.flush().await?;
                         let sink = self.session.copy_in(&statement.text).await?;
-                        self.copy = Some((sink, statement.text, BytesMut::new()));
+                        self.copy = Some((Box::pin(sink), statement.text, BytesMut::new()));
                     } else {
                         self.skipping_copy = true;
                     }
@@ -162,7 +163,7 @@ impl Script {
                         if !gathered.is_empty() {
                             sink.send(gathered.freeze()).await.map_err(|e| copy_failed(e, &text))?;
                         }
-                        std::pin::pin!(sink).finish().await.map_err(|e| copy_failed(e, &text))?;
+                        sink.as_mut().finish().await.map_err(|e| copy_failed(e, &text))?;
                     }
                 }
                 Owned::Command(line) => self.command(&line)?,

@@ -105,7 +105,7 @@ pub(super) async fn find(
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam \
              LEFT JOIN (SELECT u.oid, u.condition FROM pg_catalog.pg_extension e, \
-               LATERAL pg_catalog.unnest(e.extconfig, e.extcondition) u(oid, condition)) x ON x.oid = c.oid \
+               LATERAL ROWS FROM (pg_catalog.unnest(e.extconfig), pg_catalog.unnest(e.extcondition)) u(oid, condition)) x ON x.oid = c.oid \
              WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
                AND c.relpersistence <> 't'",
         )
