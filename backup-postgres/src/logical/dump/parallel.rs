@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use serde_json::json;
 
 use super::Database;
+use crate::ident::Qualified;
 use crate::logical::archive::{HeadReader, Progress};
 use crate::logical::collected::{Collected, SequenceValue, incomplete};
 use crate::logical::options::{COPY, COPY_TAR, EXTRA_SQL, SCHEMA};
@@ -31,7 +32,7 @@ const SMALL_STREAM: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) enum Part {
     /// The custom archive without data.
-    Schema(Bytes),
+    Schema(Bytes, Vec<Qualified>),
     /// Small tables in a tar archive.
     Small(u32, Vec<Table>),
     /// A part of a large table.
@@ -52,7 +53,12 @@ pub(super) async fn plan(
     let (schema, found) = dump_schema(database, pg_dump, collected).await?;
     let mut parts = Vec::new();
     if options.schema {
-        parts.push(Part::Schema(schema));
+        let views = if options.data {
+            extras::refreshed(&database.exported.session, &found.views).await?
+        } else {
+            Vec::new()
+        };
+        parts.push(Part::Schema(schema, views));
     }
     if !options.data {
         return Ok(parts);
@@ -94,8 +100,9 @@ pub(super) async fn plan(
 /// What the schema names.
 #[derive(Debug, Default)]
 struct Found {
-    tables: Vec<crate::ident::Qualified>,
-    sequences: Vec<crate::ident::Qualified>,
+    tables: Vec<Qualified>,
+    sequences: Vec<Qualified>,
+    views: Vec<Qualified>,
 }
 
 /// The schema as a custom archive, held in memory: it has definitions only, a few KiB per table.
@@ -135,9 +142,9 @@ async fn dump_schema(
     let head = head.ok_or_else(|| incomplete("the schema ended within its table of contents"))?;
     let named = |desc: &str| {
         let entries = head.entries.iter().filter(|e| e.desc == desc);
-        entries.map(|e| crate::ident::Qualified::new(&e.namespace, &e.tag)).collect::<Vec<_>>()
+        entries.map(|e| Qualified::new(&e.namespace, &e.tag)).collect::<Vec<_>>()
     };
-    Ok((bytes.into(), Found { tables: named("TABLE"), sequences: named("SEQUENCE") }))
+    Ok((bytes.into(), Found { tables: named("TABLE"), sequences: named("SEQUENCE"), views: named("MATERIALIZED VIEW") }))
 }
 
 impl Part {
@@ -149,10 +156,15 @@ impl Part {
         cancelled: CancellationToken,
     ) -> Artifact {
         match self {
-            Self::Schema(bytes) => {
+            Self::Schema(bytes, views) => {
                 let name = database.artifact_name("schema");
                 let meta = ArtifactMeta::new(name.clone(), SCHEMA).phase(1).size_hint(bytes.len() as u64);
-                collected.lock().done(&name, database.artifact_details());
+                let mut details = database.artifact_details();
+                if !views.is_empty() {
+                    let names = views.iter().map(|v| json!({ "schema": v.schema, "name": v.name }));
+                    details.insert("refresh".to_owned(), names.collect());
+                }
+                collected.lock().done(&name, details);
                 Artifact { meta, data: futures::stream::iter([Ok(bytes)]).boxed() }
             }
             Self::Small(number, tables) => {

@@ -86,4 +86,10 @@ fn parallel(
         recipe.commands.insert(name.clone(), command);
     }
     recipe.after.push(format!("pg_restore --exit-on-error --section=post-data --dbname={target} {file}"));
+    let schema = artifacts.get(&database.artifact_name("schema"));
+    for view in schema.and_then(|d| d.get("refresh")).and_then(Value::as_array).into_iter().flatten() {
+        let text = |name: &str| view.get(name).and_then(Value::as_str).unwrap_or_default();
+        let refresh = format!("REFRESH MATERIALIZED VIEW {}", Qualified::new(text("schema"), text("name")).sql());
+        recipe.after.push(format!("{psql} -c {}", shell(&refresh)));
+    }
 }

@@ -15,7 +15,7 @@ use super::prove::{Expected, prove};
 use super::stage::{DatabaseUndo, Stage};
 use super::{RestoreOptions, Warnings, globals, warn};
 use crate::config::PgConfig;
-use crate::ident::literal;
+use crate::ident::{Qualified, literal};
 use crate::logical::collected::item_name;
 use crate::logical::options::{COPY, COPY_TAR, CUSTOM, EXTRA_SQL, GLOBALS, PLAIN, SCHEMA};
 use crate::logical::sql::Splitter;
@@ -31,7 +31,15 @@ struct One {
     loader: Loader,
     expected: Expected,
     /// The schema of a parallel backup, whose last section follows the rows.
-    schema: tokio::sync::Mutex<Option<Vec<u8>>>,
+    schema: tokio::sync::Mutex<Option<Schema>>,
+}
+
+/// What is left to do after the rows of a parallel backup.
+struct Schema {
+    /// The archive without data.
+    head: Vec<u8>,
+    /// Materialized views to fill, in order.
+    refresh: Vec<Qualified>,
 }
 
 /// Restores databases beside what is there, proves them, and swaps.
@@ -221,7 +229,13 @@ impl Restore for DatabasesRestore {
                     let mut script = loader.script().await?;
                     loader.section(&mut script, &bare, "pre-data").await?;
                 }
-                *one.schema.lock().await = Some(bare);
+                let refresh = details.get("refresh").and_then(Value::as_array).into_iter().flatten();
+                let name = |v: &Value| {
+                    let text = |name: &str| v.get(name).and_then(Value::as_str);
+                    Some(Qualified::new(text("schema")?, text("name")?))
+                };
+                let refresh = refresh.filter_map(name).collect();
+                *one.schema.lock().await = Some(Schema { head: bare, refresh });
                 Ok(())
             }
             f if *f == COPY => loader.rows(&reader, details).await,
@@ -236,7 +250,11 @@ impl Restore for DatabasesRestore {
         for one in &self.databases {
             if let Some(schema) = one.schema.lock().await.take().filter(|_| self.options.schema) {
                 let mut script = one.loader.script().await?;
-                one.loader.section(&mut script, &schema, "post-data").await?;
+                one.loader.section(&mut script, &schema.head, "post-data").await?;
+                for view in schema.refresh.iter().filter(|_| self.options.data) {
+                    let sql = format!("REFRESH MATERIALIZED VIEW {}", view.sql());
+                    script.session().exec("fill materialized view", &sql).await?;
+                }
             }
             if self.options.data {
                 proofs.extend(prove(&one.loader, &one.expected, &one.prefix, Clone::clone).await?);

@@ -44,6 +44,31 @@ pub(super) async fn sequences(session: &Session, names: &[Qualified]) -> Result<
     Ok(all)
 }
 
+/// The materialized views among `dumped` that are populated, each behind those it reads.
+pub(super) async fn refreshed(session: &Session, dumped: &[Qualified]) -> Result<Vec<Qualified>> {
+    // A view that reads another reaches all that the other reaches, and itself: counting sorts them.
+    let rows = session
+        .rows(
+            "list materialized views",
+            "WITH RECURSIVE reach(root, rel) AS ( \
+               SELECT c.oid, c.oid FROM pg_catalog.pg_class c WHERE c.relkind = 'm' AND c.relispopulated \
+               UNION SELECT reach.root, d.refobjid FROM reach \
+                 JOIN pg_catalog.pg_rewrite r ON r.ev_class = reach.rel \
+                 JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+                   AND d.objid = r.oid AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass) \
+             SELECT n.nspname, c.relname FROM reach JOIN pg_catalog.pg_class c ON c.oid = reach.root \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               JOIN pg_catalog.pg_class m ON m.oid = reach.rel AND m.relkind = 'm' \
+             GROUP BY 1, 2 ORDER BY pg_catalog.count(*), 1, 2",
+        )
+        .await?;
+    let all = rows.into_iter().filter_map(|row| {
+        let mut row = row.into_iter().flatten();
+        Some(Qualified::new(row.next()?, row.next()?))
+    });
+    Ok(all.filter(|name| dumped.contains(name)).collect())
+}
+
 /// The statement that sets a sequence, as `pg_dump` writes it.
 pub(super) fn setval(value: &SequenceValue) -> String {
     format!(
