@@ -7,7 +7,7 @@ use backup_core::{ArtifactFormat, Atomicity, Restore, RestorePlan, RestoreTarget
 
 use crate::config::PgConfig;
 use crate::logical::options::{COPY, COPY_TAR, CUSTOM, EXTRA_SQL, GLOBALS, PLAIN, SCHEMA, TOC};
-use crate::logical::restore::{DatabasesRestore, Into as Place, RestoreOptions};
+use crate::logical::restore::{DatabasesRestore, Into as Place, RestoreOptions, TablesRestore};
 
 /// Restores logical backups made by [`PgDump`](crate::PgDump), and files made by `pg_dump`.
 ///
@@ -51,6 +51,36 @@ impl PgRestore {
     pub fn cluster(url: impl AsRef<str>) -> Result<Self> {
         let config = PgConfig::parse(url.as_ref())?;
         Ok(Self { config, place: Place::Cluster, options: RestoreOptions::default() })
+    }
+
+    /// Selected tables into the database of the URL, while it is in use. What happens to tables that are there:
+    ///
+    /// * by default nothing: the restored tables, with their indexes, constraints and sequences, are put into a
+    ///   schema of their own ([`side_schema`](Self::side_schema));
+    /// * with `replace`, the rows of each table are exchanged in one transaction. The table itself stays, and with
+    ///   it views, triggers, policies and privileges. Foreign keys that refer to it are taken off and put on again,
+    ///   which checks every row; nothing is ever removed by `CASCADE`. The old rows stay in a dated schema until
+    ///   they are dropped. A table that does not exist is created as the backup has it;
+    /// * with [`insert_missing`](Self::insert_missing), only rows whose key is absent are added.
+    ///
+    /// Works with the custom and the parallel format.
+    pub fn tables(url: impl AsRef<str>) -> Result<Self> {
+        let config = PgConfig::parse(url.as_ref())?;
+        Ok(Self { config, place: Place::Tables, options: RestoreOptions::default() })
+    }
+
+    /// With [`tables`](Self::tables): the schema that takes the restored tables. It must not exist yet.
+    /// `restored_<time>_<random>` unless set.
+    pub fn side_schema(mut self, name: impl Into<String>) -> Self {
+        self.options.side_schema = Some(name.into());
+        self
+    }
+
+    /// With [`tables`](Self::tables): inserts the rows whose key is missing (`ON CONFLICT DO NOTHING`) and changes
+    /// nothing else. The table needs a primary key or a unique constraint.
+    pub fn insert_missing(mut self) -> Self {
+        self.options.insert_missing = true;
+        self
     }
 
     /// Which database of a backup of several to restore.
@@ -120,6 +150,9 @@ impl RestoreTarget for PgRestore {
     }
 
     async fn begin(&self, plan: &RestorePlan) -> Result<Box<dyn Restore>> {
+        if matches!(self.place, Place::Tables) {
+            return Ok(Box::new(TablesRestore::begin(&self.config, &self.options, plan).await?));
+        }
         Ok(Box::new(DatabasesRestore::begin(&self.config, &self.options, &self.place, plan).await?))
     }
 }

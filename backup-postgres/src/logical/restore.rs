@@ -8,6 +8,7 @@ mod prove;
 mod script;
 mod stage;
 mod statement;
+mod tables;
 mod tar;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use backup_core::Warning;
 use super::tools::Tools;
 
 pub(crate) use database::{DatabasesRestore, Into};
+pub(crate) use tables::TablesRestore;
 
 /// Everything [`PgRestore`](crate::PgRestore) can be told.
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ pub(crate) struct RestoreOptions {
     pub(crate) stop_at_errors: bool,
     pub(crate) disconnect_others: bool,
     pub(crate) from_database: Option<String>,
+    /// Rows that are missing are inserted into the tables in use, and nothing else.
+    pub(crate) insert_missing: bool,
+    /// The schema selected tables are restored into.
+    pub(crate) side_schema: Option<String>,
     pub(crate) tools: Tools,
 }
 
@@ -45,6 +51,8 @@ impl Default for RestoreOptions {
             stop_at_errors: true,
             disconnect_others: false,
             from_database: None,
+            insert_missing: false,
+            side_schema: None,
             tools: Tools::default(),
         }
     }

@@ -10,13 +10,14 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::parallel::copy_in;
 use super::script::{Parts, Script, copy_failed};
 use super::{RestoreOptions, Warnings};
 use crate::config::PgConfig;
 use crate::ident::Qualified;
 use crate::logical::archive::{BlockEvent, BlockKind, Blocks, Entry, Head, HeadReader, Progress};
 use crate::logical::collected::parse_copy;
-use crate::logical::sql::Splitter;
+use crate::logical::sql::{Splitter, SqlEvent, Statement};
 use crate::session::Session;
 
 /// Bytes of rows gathered before they are handed to a connection.
@@ -36,6 +37,8 @@ pub(super) struct Loader {
     pub(super) prepare: String,
     /// The tables whose rows are wanted; `None` is all.
     pub(super) only: Option<Arc<BTreeSet<Qualified>>>,
+    /// The schema all tables go to, instead of their own.
+    pub(super) schema: Option<String>,
 }
 
 impl Loader {
@@ -44,6 +47,14 @@ impl Loader {
         // A locale that does not exist here is a matter of printing only; rows say whether they arrived.
         let _ = session.try_exec(&self.prepare).await;
         Ok(session)
+    }
+
+    /// Where a table of the backup is here.
+    pub(super) fn place(&self, table: &Qualified) -> Qualified {
+        match &self.schema {
+            Some(schema) => Qualified::new(schema, &table.name),
+            None => table.clone(),
+        }
     }
 
     fn wants(&self, table: &Qualified) -> bool {
@@ -134,13 +145,9 @@ impl Loader {
             self.section(&mut script, &bare, "data").await?;
             match reader.parts().filter(|_| self.only.is_some()) {
                 None => self.blocks(&head, rest, head.bytes.len() as u64, stream).await?,
-                Some(parts) => {
+                Some(_) => {
                     drop(stream);
-                    let begin = head.bytes.len() as u64;
-                    for part in parts.iter().filter(|p| p.start >= begin && p.end > p.start) {
-                        let stream = reader.range(part.clone()).await?;
-                        self.blocks(&head, Vec::new(), part.start, stream).await?;
-                    }
+                    self.parts(&head, reader).await?;
                 }
             }
         }
@@ -148,6 +155,52 @@ impl Loader {
             self.section(&mut script, &bare, "post-data").await?;
         }
         Ok(())
+    }
+
+    /// Loads the selected parts of an archive by ranges.
+    pub(super) async fn parts(&self, head: &Head, reader: &ArtifactReader) -> Result<()> {
+        let begin = head.bytes.len() as u64;
+        let whole = [begin..reader.plain_size()];
+        for part in reader.parts().unwrap_or(&whole).iter().filter(|p| p.start >= begin && p.end > p.start) {
+            let stream = reader.range(part.clone()).await?;
+            self.blocks(head, Vec::new(), part.start, stream).await?;
+        }
+        Ok(())
+    }
+
+    /// The statements `pg_restore` prints for one section of an archive without data.
+    pub(super) async fn statements(&self, head: &[u8], section: &str) -> Result<Vec<Statement>> {
+        let program = self.options.tools.find("pg_restore", 0).await?;
+        let arguments = [format!("--section={section}"), "--file=-".to_owned()];
+        let mut running = program.start(&self.config, &arguments, true)?;
+        let stdin = running.stdin.take();
+        let feeding = async {
+            if let Some(mut pipe) = stdin {
+                // It stops reading when it has what it needs; its exit status says whether all is well.
+                let _ = pipe.write_all(head).await;
+            }
+            Ok(())
+        };
+        let mut all = Vec::new();
+        let reading = async {
+            let mut splitter = Splitter::default();
+            let mut on = |event: SqlEvent<'_>| {
+                if let SqlEvent::Statement(statement) = event {
+                    all.push(statement);
+                }
+                Ok(())
+            };
+            loop {
+                let bytes = running.read().await?;
+                if bytes.is_empty() {
+                    return splitter.finish(on);
+                }
+                splitter.push(&bytes, &mut on)?;
+            }
+        };
+        tokio::try_join!(feeding, reading)?;
+        running.finish().await?;
+        Ok(all)
     }
 
     /// Loads data blocks, several tables at a time.
@@ -316,16 +369,25 @@ impl Loading<'_> {
             self.current = Current::Skip;
             return Ok(());
         }
-        if parse_copy(&entry.copy).is_none() {
+        let Some((_, columns)) = parse_copy(&entry.copy) else {
+            if self.loader.schema.is_some() {
+                return Err(Error::new(ErrorKind::Unsupported, "restore tables")
+                    .message("the archive has rows as INSERT statements; restore the whole into another database")
+                    .with("table", table.display()));
+            }
             // Rows as INSERT statements.
             self.current = Current::Statements(Box::new(self.loader.script().await?), Splitter::default());
             return Ok(());
-        }
+        };
         while self.running.len() >= self.loader.options.jobs {
             self.running.remove(0).join().await?;
         }
         let (sender, receiver) = mpsc::channel(WAITING);
-        let statement = entry.copy.trim().trim_end_matches(';').to_owned();
+        // Through the partitioned parent, or wherever the dump says, unless the tables go elsewhere.
+        let statement = match &self.loader.schema {
+            Some(_) => copy_in(&self.loader.place(&table), &columns),
+            None => entry.copy.trim().trim_end_matches(';').to_owned(),
+        };
         let loader = self.loader.clone();
         self.running.push(Task(tokio::spawn(async move {
             let session = loader.session().await?;

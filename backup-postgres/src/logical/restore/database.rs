@@ -63,10 +63,12 @@ pub(crate) enum Into {
     Database(String),
     /// Every database under its own name, and the globals.
     Cluster,
+    /// Tables, into the database connected to.
+    Tables,
 }
 
 /// The databases of a backup by name, with what it records of them.
-fn recorded(plan: &RestorePlan) -> BTreeMap<String, Map<String, Value>> {
+pub(super) fn recorded(plan: &RestorePlan) -> BTreeMap<String, Map<String, Value>> {
     let all = plan.details.get("databases").and_then(Value::as_object);
     all.into_iter().flatten().filter_map(|(name, d)| Some((name.clone(), d.as_object()?.clone()))).collect()
 }
@@ -96,7 +98,7 @@ impl DatabasesRestore {
                 let source = the_one(&recorded, options, &expected)?;
                 vec![(source, name.clone())]
             }
-            Into::Cluster => recorded.keys().map(|name| (name.clone(), name.clone())).collect(),
+            Into::Cluster | Into::Tables => recorded.keys().map(|name| (name.clone(), name.clone())).collect(),
         };
         if matches!(into, Into::Cluster) && !plan.selection.is_all() {
             chosen.retain(|(source, _)| expected.contains_key(source));
@@ -117,6 +119,7 @@ impl DatabasesRestore {
                 warnings: Arc::clone(&warnings),
                 prepare,
                 only,
+                schema: None,
             };
             databases.push(One { source, prefix, stage, loader, expected, schema: tokio::sync::Mutex::new(None) });
         }
@@ -146,7 +149,7 @@ impl DatabasesRestore {
 }
 
 /// The one database of a backup, or the one chosen of several.
-fn the_one(
+pub(super) fn the_one(
     recorded: &BTreeMap<String, Map<String, Value>>,
     options: &RestoreOptions,
     expected: &BTreeMap<String, Expected>,
@@ -174,7 +177,7 @@ fn the_one(
 }
 
 /// Statements for sessions that load or prove rows: what the dump's own sessions found set.
-fn prepare(details: &Map<String, Value>) -> String {
+pub(super) fn prepare(details: &Map<String, Value>) -> String {
     let mut all = Vec::new();
     for name in ["bytea_output", "lc_monetary"] {
         if let Some(value) = details.get(name).and_then(Value::as_str) {

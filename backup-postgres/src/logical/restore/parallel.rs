@@ -41,7 +41,7 @@ impl Loader {
         }
         let session = self.session().await?;
         let (sender, receiver) = mpsc::channel(WAITING);
-        let statement = copy_in(&table, &columns);
+        let statement = copy_in(&self.place(&table), &columns);
         let feeding = async {
             let sender = sender;
             let mut stream = reader.stream().await?;
@@ -67,7 +67,7 @@ impl Loader {
         let mut stream = reader.selected().await?;
         let mut open: Option<Open> = None;
         let mut skipping = true;
-        let mut loader = Small { session: Some(session), tables };
+        let mut loader = Small { session: Some(session), tables, loader: self };
         while let Some(bytes) = stream.try_next().await? {
             let mut members = Vec::new();
             tar.push(&bytes, |member| members.push(member))?;
@@ -146,12 +146,13 @@ struct Open {
     task: tokio::task::JoinHandle<(Session, Result<()>)>,
 }
 
-struct Small {
+struct Small<'a> {
+    loader: &'a Loader,
     session: Option<Session>,
     tables: Vec<(Qualified, Vec<String>)>,
 }
 
-impl Small {
+impl Small<'_> {
     fn table(&self, number: usize) -> Result<Qualified> {
         let entry = number.checked_sub(1).and_then(|i| self.tables.get(i));
         entry.map(|(table, _)| table.clone()).ok_or_else(unknown)
@@ -159,7 +160,7 @@ impl Small {
 
     fn open(&mut self, number: usize) -> Result<Open> {
         let (table, columns) = number.checked_sub(1).and_then(|i| self.tables.get(i)).ok_or_else(unknown)?;
-        let statement = copy_in(table, columns);
+        let statement = copy_in(&self.loader.place(table), columns);
         let session = self.session.take().ok_or_else(|| Error::new(ErrorKind::Internal, "load table"))?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let task = tokio::spawn(async move {

@@ -31,6 +31,12 @@ pub(super) struct Expected {
 }
 
 impl Expected {
+    /// Forgets all but tables.
+    pub(super) fn tables_only(&mut self) {
+        self.sequences.clear();
+        self.large_objects = false;
+    }
+
     /// Takes an item of this database.
     pub(super) fn add(&mut self, item: &Item) -> Result<()> {
         let text = |name: &str| item.attributes.get(name).and_then(Value::as_str);
