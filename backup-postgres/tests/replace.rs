@@ -41,10 +41,14 @@ fn shop(server: &Server) {
     );
 }
 
+fn url_with(server: &Server, application: &str) -> String {
+    server.url("shop").replace('?', &format!("?application_name={application}&"))
+}
+
 fn properties(server: &Server) -> String {
     server.sql(
         "postgres",
-        "SELECT pg_get_userbyid(datdba), encoding, datcollate, datctype, datconnlimit, datacl,
+        "SELECT pg_get_userbyid(datdba), encoding, datcollate, datctype, datconnlimit, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a),
            shobj_description(oid, 'pg_database'), datallowconn,
            (SELECT array_agg(setrole::regrole::text || setconfig::text ORDER BY setrole) FROM pg_db_role_setting
             WHERE setdatabase = d.oid)
@@ -112,7 +116,7 @@ async fn sessions_in_the_way_are_named_and_ended_only_on_request() {
 
     let stop = Arc::new(AtomicBool::new(false));
     let connected = Arc::new(AtomicU64::new(0));
-    let url = server.url("shop").replace("?", "?application_name=shopkeeper&");
+    let url = url_with(&server, "passer-by");
     let client = {
         let (stop, connected) = (Arc::clone(&stop), Arc::clone(&connected));
         tokio::spawn(async move {
@@ -133,7 +137,11 @@ async fn sessions_in_the_way_are_named_and_ended_only_on_request() {
     }
 
     let target = PgRestore::database(server.url("postgres"), "shop").unwrap();
+    let steady = url_with(&server, "shopkeeper");
+    let (steady, connection) = tokio_postgres::connect(&steady, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
     let refused = drive::restore(&kept, &target, Selection::all(), true).await.unwrap_err();
+    steady.batch_execute("SELECT 1").await.unwrap();
     assert!(refused.chain().contains("shopkeeper"), "{}", refused.chain());
     assert!(refused.chain().contains("disconnect_others"), "{}", refused.chain());
 

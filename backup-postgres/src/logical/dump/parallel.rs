@@ -32,7 +32,13 @@ const SMALL_STREAM: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) enum Part {
     /// The custom archive without data.
-    Schema(Bytes, Vec<Qualified>),
+    Schema {
+        bytes: Bytes,
+        /// Materialized views to fill afterwards, in order.
+        views: Vec<Qualified>,
+        /// Kept beside the schema too, for restores of single tables, which do not read the artifact of sequences.
+        sequences: Vec<SequenceValue>,
+    },
     /// Small tables in a tar archive.
     Small(u32, Vec<Table>),
     /// A part of a large table.
@@ -52,16 +58,14 @@ pub(super) async fn plan(
     let options = &database.options;
     let (schema, found) = dump_schema(database, pg_dump, collected).await?;
     let mut parts = Vec::new();
-    if options.schema {
-        let views = if options.data {
-            extras::refreshed(&database.exported.session, &found.views).await?
-        } else {
-            Vec::new()
-        };
-        parts.push(Part::Schema(schema, views));
-    }
     if !options.data {
+        parts.push(Part::Schema { bytes: schema, views: Vec::new(), sequences: Vec::new() });
         return Ok(parts);
+    }
+    let views = extras::refreshed(&database.exported.session, &found.views).await?;
+    let sequences = extras::sequences(&database.exported.session, &found.sequences).await?;
+    if options.schema {
+        parts.push(Part::Schema { bytes: schema, views, sequences: sequences.clone() });
     }
     let mut tables = tables::find(database, &found.tables, collected).await?;
     tables.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
@@ -87,7 +91,6 @@ pub(super) async fn plan(
     let groups = groups.into_iter().filter(|g: &Vec<Table>| !g.is_empty());
     parts.extend(groups.zip(1..).map(|(group, n)| Part::Small(n, group)));
     parts.extend(slices);
-    let sequences = extras::sequences(&database.exported.session, &found.sequences).await?;
     if !sequences.is_empty() {
         parts.push(Part::Sequences(sequences));
     }
@@ -156,13 +159,19 @@ impl Part {
         cancelled: CancellationToken,
     ) -> Artifact {
         match self {
-            Self::Schema(bytes, views) => {
+            Self::Schema { bytes, views, sequences } => {
                 let name = database.artifact_name("schema");
                 let meta = ArtifactMeta::new(name.clone(), SCHEMA).phase(1).size_hint(bytes.len() as u64);
                 let mut details = database.artifact_details();
                 if !views.is_empty() {
                     let names = views.iter().map(|v| json!({ "schema": v.schema, "name": v.name }));
                     details.insert("refresh".to_owned(), names.collect());
+                }
+                if !sequences.is_empty() {
+                    let values = sequences
+                        .iter()
+                        .map(|s| json!([s.name.schema, s.name.name, s.last_value, s.is_called]));
+                    details.insert("sequences".to_owned(), values.collect());
                 }
                 collected.lock().done(&name, details);
                 Artifact { meta, data: futures::stream::iter([Ok(bytes)]).boxed() }

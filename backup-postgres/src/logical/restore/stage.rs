@@ -302,7 +302,7 @@ fn setting_value(key: &str, value: &str) -> String {
 
 /// Lets two databases change places: `new` becomes `name`, and what was `name` becomes `old`.
 async fn swap(session: &Session, name: &str, new: &str, old: &str, disconnect: bool) -> Result<()> {
-    let in_the_way = sessions(session, name).await?;
+    let in_the_way = wait_for_sessions(session, name, disconnect).await?;
     if !in_the_way.is_empty() && !disconnect {
         return Err(Error::new(ErrorKind::TargetFailed, "swap databases")
             .message(
@@ -355,6 +355,20 @@ async fn rename_both(session: &Session, name: &str, new: &str, old: &str, discon
         let _ = session.try_exec("ROLLBACK").await;
     }
     result
+}
+
+/// Who is still connected after a moment: sessions of our own that were just closed take a while to be gone.
+async fn wait_for_sessions(session: &Session, name: &str, disconnect: bool) -> Result<Vec<String>> {
+    let mut found = sessions(session, name).await?;
+    for _ in 0..60 {
+        let others = found.iter().any(|session| !session.contains("application 'backup-postgres'"));
+        if found.is_empty() || disconnect || others {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        found = sessions(session, name).await?;
+    }
+    Ok(found)
 }
 
 /// Who is connected to a database, described.

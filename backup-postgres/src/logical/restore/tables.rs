@@ -23,6 +23,7 @@ use super::{RestoreOptions, Warnings};
 use crate::config::PgConfig;
 use crate::error::quotable;
 use crate::ident::{Qualified, quote};
+use crate::logical::collected::SequenceValue;
 use crate::logical::options::{COPY, COPY_TAR, CUSTOM, SCHEMA};
 use crate::session::Session;
 
@@ -129,13 +130,13 @@ impl TablesRestore {
     }
 
     /// Creates the tables in the side schema, and remembers what else belongs to them.
-    async fn define(&self, head: &[u8]) -> Result<()> {
+    async fn define(&self, head: &[u8], details: &Map<String, Value>) -> Result<()> {
         let names: BTreeSet<Qualified> = self.expected.tables.keys().cloned().collect();
         let mut all = Vec::new();
         for section in ["pre-data", "data", "post-data"] {
             all.push(self.loader.statements(head, section).await?);
         }
-        let definitions = Definitions::of(&names, all, &self.schema, &self.loader.options)?;
+        let definitions = Definitions::of(&names, all, sequences(details), &self.schema, &self.loader.options)?;
         let session = self.loader.session().await?;
         for statement in &definitions.tables {
             session.exec("create table", statement).await?;
@@ -148,6 +149,18 @@ impl TablesRestore {
         let session = Session::canonical(&self.config).await?;
         remove_schema(&session, &self.schema, self.expected.tables.keys().map(|t| t.name.as_str())).await
     }
+}
+
+/// The states of sequences that a parallel backup keeps beside its schema.
+fn sequences(details: &Map<String, Value>) -> Vec<SequenceValue> {
+    let all = details.get("sequences").and_then(Value::as_array).into_iter().flatten();
+    all.filter_map(|v| {
+        let text = |i: usize| v.get(i).and_then(Value::as_str);
+        let last_value = text(2).filter(|t| t.parse::<i64>().is_ok())?.to_owned();
+        let is_called = v.get(3).and_then(Value::as_bool)?;
+        Some(SequenceValue { name: Qualified::new(text(0)?, text(1)?), last_value, is_called })
+    })
+    .collect()
 }
 
 /// Removes a schema of our own and the tables in it, and nothing that may depend on them.
@@ -213,7 +226,7 @@ impl Restore for TablesRestore {
             ));
         };
         drop(stream);
-        self.define(&head.without_data()).await?;
+        self.define(&head.without_data(), details).await?;
         if meta.format == CUSTOM { self.loader.parts(&head, &reader).await } else { Ok(()) }
     }
 

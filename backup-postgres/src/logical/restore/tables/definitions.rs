@@ -6,7 +6,7 @@ use backup_core::Result;
 
 use super::unusable;
 use crate::ident::{Qualified, literal, read_qualified};
-use crate::logical::collected::{parse_setval, string_literal};
+use crate::logical::collected::{SequenceValue, parse_setval, string_literal};
 use crate::logical::restore::RestoreOptions;
 use crate::logical::restore::statement::prepared;
 use crate::logical::sql::{Statement, Token, TokenKind, render, tokens};
@@ -30,6 +30,7 @@ impl Definitions {
     pub(super) fn of(
         names: &BTreeSet<Qualified>,
         sections: Vec<Vec<Statement>>,
+        sequences: Vec<SequenceValue>,
         schema: &str,
         options: &RestoreOptions,
     ) -> Result<Self> {
@@ -37,6 +38,8 @@ impl Definitions {
         let owned = owned_sequences(names, &all);
         let moved = |name: &Qualified| names.contains(name) || owned.contains(name);
         let mut found = Self::default();
+        let state = |v: SequenceValue| (Qualified::new(schema, &v.name.name), v.last_value, v.is_called);
+        found.sequences.extend(sequences.into_iter().filter(|v| owned.contains(&v.name)).map(state));
         for statement in &all {
             let Some(text) = prepared(statement, options) else { continue };
             let pairs = pairs(&tokens(&text));
@@ -60,10 +63,7 @@ impl Definitions {
                 "SEQUENCE OWNED BY" if about_sequence => found.tables.push(moved_to(&text, schema, &moved)),
                 "DEFAULT" if about_table => found.tables.push(moved_to(&text, schema, &moved)),
                 "SEQUENCE SET" => {
-                    if let Some(value) = parse_setval(&text).filter(|v| owned.contains(&v.name)) {
-                        let name = Qualified::new(schema, &value.name.name);
-                        found.sequences.push((name, value.last_value, value.is_called));
-                    }
+                    found.sequences.extend(parse_setval(&text).filter(|v| owned.contains(&v.name)).map(state));
                 }
                 "CONSTRAINT" | "INDEX" | "CHECK CONSTRAINT" if about_table => {
                     found.indexes.push(moved_to(&text, schema, &moved));
@@ -183,7 +183,7 @@ mod tests {
                 statement("FK CONSTRAINT", "ALTER TABLE ONLY public.o ADD CONSTRAINT g FOREIGN KEY (id) REFERENCES public.users(id)"),
             ],
         ];
-        let found = Definitions::of(&names, sections, "side x", &RestoreOptions::default()).unwrap();
+        let found = Definitions::of(&names, sections, Vec::new(), "side x", &RestoreOptions::default()).unwrap();
         assert_eq!(
             found.tables,
             [
