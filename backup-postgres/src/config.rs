@@ -101,7 +101,10 @@ impl PgConfig {
             (Some(cert), Some(key)) => Some((cert.into(), key.into())),
             (None, None) => None,
             _ => {
-                return Err(Error::invalid("read connection URL", "sslcert and sslkey must be given together"));
+                return Err(Error::invalid(
+                    "read connection URL",
+                    "sslcert and sslkey must be given together",
+                ));
             }
         };
         let root_cert = taken.root.map(PathBuf::from);
@@ -147,9 +150,11 @@ impl PgConfig {
         let mut driver = self.driver.clone();
         if driver.get_password().is_none() {
             let host = self.host();
-            if let Some(password) = std::env::var("PGPASSWORD").ok().filter(|p| !p.is_empty()).or_else(|| {
-                passfile::lookup(&host, self.port(), &self.database, self.user())
-            }) {
+            if let Some(password) = std::env::var("PGPASSWORD")
+                .ok()
+                .filter(|p| !p.is_empty())
+                .or_else(|| passfile::lookup(&host, self.port(), &self.database, self.user()))
+            {
                 driver.password(password);
             }
         }
@@ -282,7 +287,8 @@ fn percent_decoded(text: &str) -> Result<String> {
 
 /// The pairs of a libpq key=value string: name, value, and the text of the pair.
 fn key_values(text: &str) -> Result<Vec<(String, String, String)>> {
-    let refuse = || Error::invalid("read connection string", "expected name=value, or name='value with spaces'");
+    let refuse =
+        || Error::invalid("read connection string", "expected name=value, or name='value with spaces'");
     let mut all = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {

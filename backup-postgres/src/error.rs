@@ -48,10 +48,9 @@ pub(crate) fn kind_of(error: &tokio_postgres::Error) -> ErrorKind {
     };
     let code = code.code();
     match code.get(..2).unwrap_or("") {
-        "08" => ErrorKind::Unavailable,
         "28" => ErrorKind::PermissionDenied,
         "53" if code == SqlState::DISK_FULL.code() => ErrorKind::StorageFull,
-        "53" | "57" => ErrorKind::Unavailable,
+        "08" | "53" | "57" => ErrorKind::Unavailable,
         "0A" => ErrorKind::Unsupported,
         _ => match code {
             "42501" => ErrorKind::PermissionDenied,
@@ -65,7 +64,9 @@ pub(crate) fn kind_of(error: &tokio_postgres::Error) -> ErrorKind {
 
 /// An error of `operation` from what the driver reported.
 pub(crate) fn database(operation: &'static str, error: tokio_postgres::Error) -> Error {
-    Error::new(kind_of(&error), operation).message("the server refused or the connection broke").caused_by(PgError::from(error))
+    Error::new(kind_of(&error), operation)
+        .message("the server refused or the connection broke")
+        .caused_by(PgError::from(error))
 }
 
 /// Like [`database`], for failures on the side that is being backed up.
@@ -74,7 +75,9 @@ pub(crate) fn source(operation: &'static str, error: tokio_postgres::Error) -> E
         ErrorKind::TargetFailed => ErrorKind::SourceFailed,
         other => other,
     };
-    Error::new(kind, operation).message("the server refused or the connection broke").caused_by(PgError::from(error))
+    Error::new(kind, operation)
+        .message("the server refused or the connection broke")
+        .caused_by(PgError::from(error))
 }
 
 /// A statement as an error may quote it: one line, cut, and without what could be a password.

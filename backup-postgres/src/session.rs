@@ -49,13 +49,15 @@ impl Session {
                 Err(failure) => failure,
             };
             let wakes = match failure.code() {
-                None => std::error::Error::source(&failure).is_some_and(<dyn std::error::Error>::is::<std::io::Error>),
+                None => std::error::Error::source(&failure)
+                    .is_some_and(<dyn std::error::Error>::is::<std::io::Error>),
                 Some(code) => {
                     *code == SqlState::CANNOT_CONNECT_NOW || *code == SqlState::TOO_MANY_CONNECTIONS
                 }
             };
             if !wakes || Instant::now() + pause > deadline {
-                return Err(error::source("connect to PostgreSQL", failure).with("server", format_args!("{config:?}")));
+                return Err(error::source("connect to PostgreSQL", failure)
+                    .with("server", format_args!("{config:?}")));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
@@ -85,7 +87,13 @@ impl Session {
 
     /// The first column of the first row.
     pub(crate) async fn value(&self, operation: &'static str, sql: &str) -> Result<Option<String>> {
-        Ok(self.rows(operation, sql).await?.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+        Ok(self
+            .rows(operation, sql)
+            .await?
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next())
+            .flatten())
     }
 
     /// Runs statements that return nothing of interest.

@@ -179,6 +179,8 @@ impl Source for PgDump {
     }
 
     async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(PgSnapshot::begin(&self.config, &self.options, request.selection, request.cancelled).await?))
+        Ok(Box::new(
+            PgSnapshot::begin(&self.config, &self.options, request.selection, request.cancelled).await?,
+        ))
     }
 }

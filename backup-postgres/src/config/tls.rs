@@ -6,7 +6,9 @@ use std::sync::Arc;
 use backup_core::{Error, ErrorKind, Result};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -59,7 +61,8 @@ fn verifier(roots: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Arc<
     };
     store.add_parsable_certificates(found);
     WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).build().map_err(|e| {
-        Error::invalid("prepare TLS", "no usable root certificate; set sslrootcert to a PEM file").caused_by(e)
+        Error::invalid("prepare TLS", "no usable root certificate; set sslrootcert to a PEM file")
+            .caused_by(e)
     })
 }
 

@@ -38,7 +38,10 @@ pub(crate) async fn check(config: &PgConfig, options: &DumpOptions) -> Result<Ch
     }
     if options.scope == Scope::Cluster && options.role_passwords {
         let readable = session
-            .value("check privileges", "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")
+            .value(
+                "check privileges",
+                "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')",
+            )
             .await?;
         if readable.as_deref() != Some("t") {
             findings.push(finding(
@@ -62,7 +65,10 @@ pub(crate) async fn check(config: &PgConfig, options: &DumpOptions) -> Result<Ch
             findings.push(finding(
                 false,
                 "few-connections",
-                format!("only {free} connections are free, and the backup would use {}; lower `jobs`", options.jobs + 2),
+                format!(
+                    "only {free} connections are free, and the backup would use {}; lower `jobs`",
+                    options.jobs + 2
+                ),
             ));
         }
     }

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backup_core::{Error, ErrorKind, Item, ItemKind, ItemPath, ItemProof, Proof, Result, SourceReport, Warning};
+use backup_core::{
+    Error, ErrorKind, Item, ItemKind, ItemPath, ItemProof, Proof, Result, SourceReport, Warning,
+};
 use serde_json::{Map, Value, json};
 
 use super::rows::Counted;
@@ -174,7 +176,11 @@ impl Inner {
 
 /// The value of a sequence from `SELECT pg_catalog.setval('public.s', 42, true);`.
 pub(crate) fn parse_setval(statement: &str) -> Option<SequenceValue> {
-    let inner = statement.trim().trim_end_matches(';').strip_prefix("SELECT pg_catalog.setval(")?.strip_suffix(')')?;
+    let inner = statement
+        .trim()
+        .trim_end_matches(';')
+        .strip_prefix("SELECT pg_catalog.setval(")?
+        .strip_suffix(')')?;
     let (name, rest) = string_literal(inner)?;
     let (qualified, "") = crate::ident::read_qualified(&name)? else { return None };
     let mut parts = rest.strip_prefix(',')?.split(',').map(str::trim);
@@ -234,7 +240,8 @@ mod tests {
 
     #[test]
     fn the_statements_of_pg_dump_are_read() {
-        let (table, columns) = parse_copy("COPY public.\"Ünï x\" (a, \"b c\", \"d\"\"e\") FROM stdin;\n").unwrap();
+        let (table, columns) =
+            parse_copy("COPY public.\"Ünï x\" (a, \"b c\", \"d\"\"e\") FROM stdin;\n").unwrap();
         assert_eq!(table, Qualified::new("public", "Ünï x"));
         assert_eq!(columns, ["a", "b c", "d\"e"]);
         assert_eq!(parse_copy("COPY public.none  FROM stdin").unwrap().1, Vec::<String>::new());

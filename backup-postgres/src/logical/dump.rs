@@ -52,7 +52,11 @@ impl Database {
 
     /// The encoding rows are written in. Bytes of `SQL_ASCII` have no known meaning and cannot be converted.
     pub(crate) fn encoding(&self) -> &'static str {
-        if self.details.get("encoding").and_then(Value::as_str) == Some("SQL_ASCII") { "SQL_ASCII" } else { "UTF8" }
+        if self.details.get("encoding").and_then(Value::as_str) == Some("SQL_ASCII") {
+            "SQL_ASCII"
+        } else {
+            "UTF8"
+        }
     }
 }
 
@@ -74,9 +78,8 @@ pub(crate) struct PgSnapshot {
     planned: VecDeque<Planned>,
     given: usize,
     collected: Collected,
-    tocs: Arc<std::sync::Mutex<Vec<(String, Vec<u8>)>>>,
+    tocs: stream::Tocs,
     cancelled: CancellationToken,
-    several: bool,
 }
 
 impl PgSnapshot {
@@ -138,7 +141,6 @@ impl PgSnapshot {
             collected,
             tocs: Arc::default(),
             cancelled,
-            several,
         })
     }
 
@@ -243,14 +245,11 @@ impl Snapshot for PgSnapshot {
     async fn finish(&mut self) -> Result<SourceReport> {
         // The snapshots must have been held to the end: a broken connection would have let one go.
         for database in &self.databases {
-            database
-                .exported
-                .session
-                .exec("finish snapshot", "SELECT 1")
-                .await
-                .map_err(|e| Error::new(ErrorKind::SourceFailed, "finish snapshot")
+            database.exported.session.exec("finish snapshot", "SELECT 1").await.map_err(|e| {
+                Error::new(ErrorKind::SourceFailed, "finish snapshot")
                     .message("the connection that held the snapshot broke during the backup")
-                    .caused_by(e))?;
+                    .caused_by(e)
+            })?;
         }
         self.report()
     }

@@ -62,10 +62,8 @@ pub(crate) async fn join(config: &PgConfig, id: &str, version: u32) -> Result<Se
     if version >= 170_000 {
         session.exec("prepare session", "SET transaction_timeout = 0").await?;
     }
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(id)
-    );
+    let sql =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(id));
     session.exec("join snapshot", &sql).await?;
     Ok(session)
 }
@@ -96,7 +94,9 @@ pub(crate) async fn database_details(session: &Session) -> Result<Map<String, Va
         .await?
         .unwrap_or_default();
     let catalog: Map<String, Value> = serde_json::from_str(&row).map_err(|e| {
-        Error::new(ErrorKind::SourceFailed, "read database").message("the catalog row is not JSON").caused_by(e)
+        Error::new(ErrorKind::SourceFailed, "read database")
+            .message("the catalog row is not JSON")
+            .caused_by(e)
     })?;
     let mut details = Map::new();
     let rename = [

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use backup_core::{Digest, ErrorKind, Hasher, Proof, Result, Warning};
+use backup_core::{ErrorKind, Hasher, Proof, Result, Warning};
 
 use super::archive::{BlockEvent, BlockKind, Blocks, Entry, Head, HeadReader, Progress};
-use super::collected::{Inner, SequenceValue, TableData, large_object_proof, parse_copy, parse_setval, string_literal};
+use super::collected::{
+    Inner, SequenceValue, TableData, large_object_proof, parse_copy, parse_setval, string_literal,
+};
 use super::rows::{Counted, RowCounter};
 use super::sql::{Splitter, SqlEvent};
 use crate::ident::Qualified;
@@ -115,7 +117,9 @@ impl ArchiveMeter {
                     None => objects.data(data),
                 },
                 BlockEvent::End { offset } => match current.take() {
-                    Some((dump_id, start, counter)) => tables.push((dump_id, start..offset, counter.finish())),
+                    Some((dump_id, start, counter)) => {
+                        tables.push((dump_id, start..offset, counter.finish()));
+                    }
                     None => {
                         if let Some(range) = &mut objects.range {
                             range.end = offset;
@@ -261,7 +265,9 @@ impl SqlFound {
             }
         } else if let Some(rest) = statement.strip_prefix("SELECT pg_catalog.lowrite(0, ") {
             let hex = string_literal(rest).map(|(text, _)| text);
-            if let Some(data) = hex.as_deref().and_then(|t| t.strip_prefix("\\x").or(t.strip_prefix("\\\\x"))).and_then(unhex) {
+            if let Some(data) =
+                hex.as_deref().and_then(|t| t.strip_prefix("\\x").or(t.strip_prefix("\\\\x"))).and_then(unhex)
+            {
                 self.objects.data(&data);
             }
         } else if statement.starts_with("SELECT pg_catalog.lo_close(") {
@@ -274,16 +280,14 @@ impl SqlFound {
 pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let bytes = digits.as_bytes();
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return None;
     }
-    bytes.chunks_exact(2).map(|pair| match pair {
-        [high, low] => Some(digit(*high)? * 16 + digit(*low)?),
-        _ => None,
-    }).collect()
-}
-
-/// The proof of a large object held in memory, for those who read them whole.
-pub(crate) fn whole_large_object(oid: u32, data: &[u8]) -> Proof {
-    large_object_proof(oid, &Digest::of(data))
+    bytes
+        .chunks_exact(2)
+        .map(|pair| match pair {
+            [high, low] => Some(digit(*high)? * 16 + digit(*low)?),
+            _ => None,
+        })
+        .collect()
 }

@@ -36,6 +36,7 @@ pub(crate) enum Scope {
 
 /// Everything [`PgDump`](crate::PgDump) can be told.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of a builder")]
 pub(crate) struct DumpOptions {
     pub(crate) format: DumpFormat,
     pub(crate) scope: Scope,

@@ -22,6 +22,7 @@ pub(crate) use tables::TablesRestore;
 
 /// Everything [`PgRestore`](crate::PgRestore) can be told.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of a builder")]
 pub(crate) struct RestoreOptions {
     pub(crate) jobs: usize,
     pub(crate) owners: bool,

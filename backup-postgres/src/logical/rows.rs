@@ -33,13 +33,6 @@ pub(crate) struct Counted {
     pub(crate) bytes: u64,
 }
 
-impl Counted {
-    pub(crate) fn merge(&mut self, other: &Self) {
-        self.proof.merge(&other.proof);
-        self.bytes += other.bytes;
-    }
-}
-
 impl RowCounter {
     /// Takes the next bytes.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) {
@@ -76,11 +69,6 @@ impl RowCounter {
             self.close_row();
         }
         Counted { proof: self.proof, bytes: self.bytes }
-    }
-
-    /// Whether `\.` was seen.
-    pub(crate) fn ended(&self) -> bool {
-        self.ended
     }
 
     fn row(&mut self, row: &[u8]) {
@@ -123,7 +111,9 @@ mod tests {
 
     fn count(pieces: &[&[u8]]) -> Counted {
         let mut counter = RowCounter::default();
-        pieces.iter().for_each(|p| counter.push(p));
+        for piece in pieces {
+            counter.push(piece);
+        }
         counter.finish()
     }
 

@@ -79,7 +79,8 @@ impl Tools {
             return vec![self.prefix.iter().cloned().chain([named]).collect()];
         }
         if let Some(path) = &self.path {
-            let named = if path.is_dir() { path.join(program) } else { PathBuf::from(sibling(path, program)) };
+            let named =
+                if path.is_dir() { path.join(program) } else { PathBuf::from(sibling(path, program)) };
             return vec![vec![named.display().to_string()]];
         }
         let mut directories: Vec<PathBuf> =
@@ -118,8 +119,14 @@ fn sibling(path: &Path, program: &str) -> String {
 
 async fn version_of(argv: &[String]) -> Option<(u32, String)> {
     let (first, rest) = argv.split_first()?;
-    let output =
-        Command::new(first).args(rest).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output().await.ok()?;
+    let output = Command::new(first)
+        .args(rest)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     // "pg_dump (PostgreSQL) 15.18 (Debian …)", "pg_dump (PostgreSQL) 19devel"
     let number = text.split(") ").nth(1)?;
@@ -153,7 +160,10 @@ impl Tool {
         // What this process has for its own use must not lead the program elsewhere.
         for (name, _) in std::env::vars_os() {
             let name_text = name.to_string_lossy();
-            if name_text.starts_with("PG") && name_text != "PGPASSFILE" && !(password.is_none() && name_text == "PGPASSWORD") {
+            if name_text.starts_with("PG")
+                && name_text != "PGPASSFILE"
+                && !(password.is_none() && name_text == "PGPASSWORD")
+            {
                 command.env_remove(&name);
             }
         }
@@ -167,10 +177,10 @@ impl Tool {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .map_err(|e| Error::io("start PostgreSQL client", e).with("program", first))?;
-        let missing = || Error::new(ErrorKind::Internal, "start PostgreSQL client").message("a pipe is missing");
+        let mut child =
+            command.spawn().map_err(|e| Error::io("start PostgreSQL client", e).with("program", first))?;
+        let missing =
+            || Error::new(ErrorKind::Internal, "start PostgreSQL client").message("a pipe is missing");
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let stdin = child.stdin.take();

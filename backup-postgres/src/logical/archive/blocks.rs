@@ -105,11 +105,7 @@ impl Blocks {
         if self.state == State::Type { Ok(()) } else { Err(damaged("the archive ends inside a block")) }
     }
 
-    fn on_int(
-        &mut self,
-        value: i32,
-        on_event: &mut impl FnMut(BlockEvent<'_>) -> Result<()>,
-    ) -> Result<()> {
+    fn on_int(&mut self, value: i32, on_event: &mut impl FnMut(BlockEvent<'_>) -> Result<()>) -> Result<()> {
         match self.state {
             State::Id(kind) => {
                 on_event(BlockEvent::Begin { dump_id: value, kind, offset: self.began })?;
@@ -118,7 +114,7 @@ impl Blocks {
                     BlockKind::LargeObjects => State::Oid,
                 };
             }
-            State::Oid if value == 0 => {
+            State::Oid | State::Length(BlockKind::Table) if value == 0 => {
                 self.state = State::Type;
                 on_event(BlockEvent::End { offset: self.offset })?;
             }
@@ -126,10 +122,6 @@ impl Blocks {
                 // An oid has 32 bits without a sign; archives store it as a number with one.
                 on_event(BlockEvent::LargeObject { oid: value.cast_unsigned() })?;
                 self.state = State::Length(BlockKind::LargeObjects);
-            }
-            State::Length(BlockKind::Table) if value == 0 => {
-                self.state = State::Type;
-                on_event(BlockEvent::End { offset: self.offset })?;
             }
             State::Length(BlockKind::LargeObjects) if value == 0 => {
                 self.state = State::Oid;
@@ -153,15 +145,16 @@ impl Blocks {
     /// An integer, once all its bytes have come.
     fn int(&mut self, bytes: &mut &[u8]) -> Result<Option<i32>> {
         let size = 1 + self.int_size;
-        if self.held_len == 0 {
-            if let Some(whole) = bytes.get(..size) {
-                let value = read_int(whole)?;
-                self.advance(bytes, size);
-                return Ok(Some(value));
-            }
+        if self.held_len == 0
+            && let Some(whole) = bytes.get(..size)
+        {
+            let value = read_int(whole)?;
+            self.advance(bytes, size);
+            return Ok(Some(value));
         }
         let n = (size - self.held_len).min(bytes.len());
-        if let (Some(to), Some(from)) = (self.held.get_mut(self.held_len..self.held_len + n), bytes.get(..n)) {
+        if let (Some(to), Some(from)) = (self.held.get_mut(self.held_len..self.held_len + n), bytes.get(..n))
+        {
             to.copy_from_slice(from);
         }
         self.held_len += n;

@@ -32,14 +32,11 @@ pub(crate) struct Entry {
 /// The whole head, parsed, with its bytes.
 #[derive(Debug)]
 pub(crate) struct Head {
-    /// Archive version: major, minor, revision.
-    pub(crate) version: (u8, u8, u8),
     /// Bytes of an integer and of an offset.
     pub(crate) int_size: usize,
     pub(crate) offset_size: usize,
     /// Whether table data is stored as it is.
     pub(crate) uncompressed: bool,
-    pub(crate) server_version: String,
     pub(crate) entries: Vec<Entry>,
     /// The bytes of the head, as they were.
     pub(crate) bytes: Vec<u8>,
@@ -104,7 +101,6 @@ struct Fixed {
     int_size: usize,
     offset_size: usize,
     uncompressed: bool,
-    server_version: String,
     count: i32,
 }
 
@@ -138,11 +134,9 @@ impl HeadReader {
         let rest = self.bytes.split_off(self.parsed);
         Ok(Progress::Complete(
             Box::new(Head {
-                version: fixed.version,
                 int_size: fixed.int_size,
                 offset_size: fixed.offset_size,
                 uncompressed: fixed.uncompressed,
-                server_version: fixed.server_version,
                 entries: std::mem::take(&mut self.entries),
                 bytes: std::mem::take(&mut self.bytes),
             }),
@@ -184,6 +178,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string; NULL and empty are the same to us, except that a list of dependencies ends with NULL.
+    #[expect(clippy::option_option, reason = "too few bytes and NULL are different answers")]
     fn string(&mut self) -> Result<Option<Option<String>>> {
         let Some(length) = self.int()? else { return Ok(None) };
         if length < 0 {
@@ -200,9 +195,10 @@ impl<'a> Cursor<'a> {
 /// An integer as archives have them: a sign byte, then little-endian bytes.
 pub(super) fn read_int(bytes: &[u8]) -> Result<i32> {
     let Some((sign, digits)) = bytes.split_first() else { return Err(damaged("an integer is missing")) };
-    let value = digits.iter().rev().try_fold(0_u32, |value, &digit| {
-        (value >> 24 == 0).then(|| (value << 8) | u32::from(digit))
-    });
+    let value = digits
+        .iter()
+        .rev()
+        .try_fold(0_u32, |value, &digit| (value >> 24 == 0).then(|| (value << 8) | u32::from(digit)));
     let value = value.and_then(|v| i32::try_from(v).ok());
     match (sign, value) {
         (0, Some(value)) => Ok(value),
@@ -240,22 +236,19 @@ impl Fixed {
             return Err(damaged("the head of the archive has impossible sizes"));
         }
         cursor.int_size = int_size;
-        let uncompressed = if version.1 >= 15 {
-            need!(cursor.byte()) == 0
-        } else {
-            need!(cursor.int()?) == 0
-        };
+        let uncompressed =
+            if version.1 >= 15 { need!(cursor.byte()) == 0 } else { need!(cursor.int()?) == 0 };
         for _ in 0..7 {
             need!(cursor.int()?);
         }
         let _database = need!(cursor.string()?);
-        let server_version = need!(cursor.string()?).unwrap_or_default();
+        let _server_version = need!(cursor.string()?);
         let _dump_version = need!(cursor.string()?);
         let count = need!(cursor.int()?);
         if count < 0 {
             return Err(damaged("the number of entries is negative"));
         }
-        Ok(Some(Self { version, int_size, offset_size, uncompressed, server_version, count }))
+        Ok(Some(Self { version, int_size, offset_size, uncompressed, count }))
     }
 }
 

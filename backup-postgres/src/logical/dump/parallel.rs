@@ -134,10 +134,10 @@ async fn dump_schema(
             break;
         }
         bytes.extend_from_slice(&chunk);
-        if head.is_none() {
-            if let Progress::Complete(found, _) = reader.push(&chunk)? {
-                head = Some(found);
-            }
+        if head.is_none()
+            && let Progress::Complete(found, _) = reader.push(&chunk)?
+        {
+            head = Some(found);
         }
     }
     let said = running.finish().await?;
@@ -147,7 +147,10 @@ async fn dump_schema(
         let entries = head.entries.iter().filter(|e| e.desc == desc);
         entries.map(|e| Qualified::new(&e.namespace, &e.tag)).collect::<Vec<_>>()
     };
-    Ok((bytes.into(), Found { tables: named("TABLE"), sequences: named("SEQUENCE"), views: named("MATERIALIZED VIEW") }))
+    Ok((
+        bytes.into(),
+        Found { tables: named("TABLE"), sequences: named("SEQUENCE"), views: named("MATERIALIZED VIEW") },
+    ))
 }
 
 impl Part {

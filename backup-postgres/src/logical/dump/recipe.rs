@@ -1,6 +1,7 @@
 //! How to restore with PostgreSQL's own programs: the lines of `RESTORE.txt`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use backup_core::Recipe;
@@ -43,13 +44,13 @@ fn locale(database: &Database) -> String {
     let mut all = String::new();
     for (option, name) in [("encoding", "encoding"), ("lc-collate", "collate"), ("lc-ctype", "ctype")] {
         if let Some(value) = text(name) {
-            all.push_str(&format!(" --{option}={}", shell(value)));
+            let _ = write!(all, " --{option}={}", shell(value));
         }
     }
-    if text("locale_provider") == Some("i") {
-        if let Some(locale) = text("locale") {
-            all.push_str(&format!(" --locale-provider=icu --icu-locale={}", shell(locale)));
-        }
+    if text("locale_provider") == Some("i")
+        && let Some(locale) = text("locale")
+    {
+        let _ = write!(all, " --locale-provider=icu --icu-locale={}", shell(locale));
     }
     all
 }
@@ -71,7 +72,8 @@ fn parallel(
                 .and_then(Value::as_array)
                 .map(|all| all.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect())
                 .unwrap_or_default();
-            let list = if columns.is_empty() { String::new() } else { format!(" ({})", column_list(&columns)) };
+            let list =
+                if columns.is_empty() { String::new() } else { format!(" ({})", column_list(&columns)) };
             let copy =
                 format!("COPY {}{list} FROM STDIN", Qualified::new(text("schema"), text("name")).sql());
             format!("{psql} -c {}", shell(&copy))
@@ -89,7 +91,8 @@ fn parallel(
     let schema = artifacts.get(&database.artifact_name("schema"));
     for view in schema.and_then(|d| d.get("refresh")).and_then(Value::as_array).into_iter().flatten() {
         let text = |name: &str| view.get(name).and_then(Value::as_str).unwrap_or_default();
-        let refresh = format!("REFRESH MATERIALIZED VIEW {}", Qualified::new(text("schema"), text("name")).sql());
+        let refresh =
+            format!("REFRESH MATERIALIZED VIEW {}", Qualified::new(text("schema"), text("name")).sql());
         recipe.after.push(format!("{psql} -c {}", shell(&refresh)));
     }
 }

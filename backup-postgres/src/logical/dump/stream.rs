@@ -50,8 +50,7 @@ pub(super) fn dump(
         }
         arguments.extend(database.options.filters());
         let mut running = pg_dump.start(&database.config, &arguments, false)?;
-        let mut meter =
-            if plain { Meter::Sql(SqlMeter::new()) } else { Meter::Archive(ArchiveMeter::new()) };
+        let mut meter = if plain { Meter::Sql(SqlMeter::new()) } else { Meter::Archive(ArchiveMeter::new()) };
         loop {
             let bytes = running.read().await?;
             if bytes.is_empty() {

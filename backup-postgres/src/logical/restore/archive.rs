@@ -64,8 +64,13 @@ impl Loader {
     pub(super) async fn script(&self) -> Result<Script> {
         let session = Session::connect(&self.config).await?;
         let parts = Parts { definitions: self.options.schema, rows: self.options.data };
-        let mut script =
-            Script::new(self.config.clone(), session, self.options.clone(), parts, Arc::clone(&self.warnings));
+        let mut script = Script::new(
+            self.config.clone(),
+            session,
+            self.options.clone(),
+            parts,
+            Arc::clone(&self.warnings),
+        );
         if let Some(only) = self.only.clone() {
             // Rows of tables that were not chosen are absent, and a reference to them would not hold.
             let names: BTreeSet<String> = only.iter().map(Qualified::sql).collect();
@@ -77,7 +82,8 @@ impl Loader {
     /// Runs what `pg_restore` prints of one section of an archive without data.
     pub(super) async fn section(&self, script: &mut Script, head: &[u8], section: &str) -> Result<()> {
         let arguments = [format!("--section={section}"), "--file=-".to_owned()];
-        self.through_pg_restore(script, &arguments, futures::stream::iter([Ok(Bytes::copy_from_slice(head))])).await
+        self.through_pg_restore(script, &arguments, futures::stream::iter([Ok(Bytes::copy_from_slice(head))]))
+            .await
     }
 
     /// Runs what `pg_restore` prints when it is fed `input`.
@@ -115,7 +121,9 @@ impl Loader {
         };
         tokio::try_join!(feeding, replaying)?;
         running.finish().await.map_err(|e| {
-            Error::new(ErrorKind::TargetFailed, "run pg_restore").message("pg_restore cannot read the archive").caused_by(e)
+            Error::new(ErrorKind::TargetFailed, "run pg_restore")
+                .message("pg_restore cannot read the archive")
+                .caused_by(e)
         })?;
         Ok(())
     }
@@ -143,12 +151,11 @@ impl Loader {
         if self.options.data {
             // Sequences, and from version 17 on the large objects, without their content.
             self.section(&mut script, &bare, "data").await?;
-            match reader.parts().filter(|_| self.only.is_some()) {
-                None => self.blocks(&head, rest, head.bytes.len() as u64, stream).await?,
-                Some(_) => {
-                    drop(stream);
-                    self.parts(&head, reader).await?;
-                }
+            if self.only.is_some() && reader.parts().is_some() {
+                drop(stream);
+                self.parts(&head, reader).await?;
+            } else {
+                self.blocks(&head, rest, head.bytes.len() as u64, stream).await?;
             }
         }
         if self.options.schema {
@@ -160,7 +167,7 @@ impl Loader {
     /// Loads the selected parts of an archive by ranges.
     pub(super) async fn parts(&self, head: &Head, reader: &ArtifactReader) -> Result<()> {
         let begin = head.bytes.len() as u64;
-        let whole = [begin..reader.plain_size()];
+        let whole = std::slice::from_ref(&(begin..reader.plain_size())).to_vec();
         for part in reader.parts().unwrap_or(&whole).iter().filter(|p| p.start >= begin && p.end > p.start) {
             let stream = reader.range(part.clone()).await?;
             self.blocks(head, Vec::new(), part.start, stream).await?;
@@ -207,7 +214,8 @@ impl Loader {
     async fn blocks(&self, head: &Head, rest: Vec<u8>, offset: u64, mut stream: ByteStream) -> Result<()> {
         let entries: HashMap<i32, &Entry> = head.entries.iter().map(|e| (e.dump_id, e)).collect();
         let mut blocks = Blocks::at(head, offset);
-        let mut loading = Loading { loader: self, running: Vec::new(), current: Current::Nothing, objects: None };
+        let mut loading =
+            Loading { loader: self, running: Vec::new(), current: Current::Nothing, objects: None };
         let mut next = Some(Bytes::from(rest));
         while let Some(bytes) = next {
             let mut steps = Vec::new();
@@ -263,14 +271,15 @@ fn step(steps: &mut Vec<Step>, event: BlockEvent<'_>, bytes: &Bytes) {
         BlockEvent::LargeObjectEnd => steps.push(Step::ObjectEnd),
         BlockEvent::End { .. } => steps.push(Step::End),
         // Archives have a chunk per row: gather them.
-        BlockEvent::Data(data) => match steps.last_mut() {
-            Some(Step::Data(gathered)) => gathered.put_slice(data),
-            _ => {
+        BlockEvent::Data(data) => {
+            if let Some(Step::Data(gathered)) = steps.last_mut() {
+                gathered.put_slice(data);
+            } else {
                 let mut gathered = BytesMut::with_capacity(bytes.len().min(CHUNK).max(data.len()));
                 gathered.put_slice(data);
                 steps.push(Step::Data(gathered));
             }
-        },
+        }
     }
 }
 
@@ -315,7 +324,10 @@ impl Loading<'_> {
             }
             Step::Begin(dump_id, BlockKind::Table) => {
                 let entry = entries.get(&dump_id).copied().ok_or_else(|| {
-                    Error::corrupt("read archive", "a block of data belongs to no entry of the table of contents")
+                    Error::corrupt(
+                        "read archive",
+                        "a block of data belongs to no entry of the table of contents",
+                    )
                 })?;
                 self.begin(entry).await?;
             }
@@ -372,7 +384,9 @@ impl Loading<'_> {
         let Some((_, columns)) = parse_copy(&entry.copy) else {
             if self.loader.schema.is_some() {
                 return Err(Error::new(ErrorKind::Unsupported, "restore tables")
-                    .message("the archive has rows as INSERT statements; restore the whole into another database")
+                    .message(
+                        "the archive has rows as INSERT statements; restore the whole into another database",
+                    )
                     .with("table", table.display()));
             }
             // Rows as INSERT statements.
@@ -401,7 +415,8 @@ impl Loading<'_> {
     async fn why(&mut self) -> Result<()> {
         match self.running.pop() {
             Some(task) => task.join().await.and_then(|()| {
-                Err(Error::new(ErrorKind::Internal, "load table").message("rows came after the end of a table"))
+                Err(Error::new(ErrorKind::Internal, "load table")
+                    .message("rows came after the end of a table"))
             }),
             None => Err(Error::new(ErrorKind::Internal, "load table")),
         }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::{
-    ArtifactMeta, ArtifactReader, Error, ErrorKind, Proofs, Restore, RestorePlan, RestoreReport, Result, Undo, Warning,
+    ArtifactMeta, ArtifactReader, Error, ErrorKind, Proofs, Restore, RestorePlan, RestoreReport, Result,
+    Undo, Warning,
 };
 use futures::TryStreamExt as _;
 use serde_json::{Map, Value};
@@ -92,13 +93,16 @@ impl DatabasesRestore {
             items += 1;
             bytes += item.size;
         }
-        let several = recorded.len() > 1 || details.contains_key("globals") || expected.keys().any(|k| !k.is_empty());
+        let several =
+            recorded.len() > 1 || details.contains_key("globals") || expected.keys().any(|k| !k.is_empty());
         let mut chosen: Vec<(String, String)> = match into {
             Into::Database(name) => {
                 let source = the_one(&recorded, options, &expected)?;
                 vec![(source, name.clone())]
             }
-            Into::Cluster | Into::Tables => recorded.keys().map(|name| (name.clone(), name.clone())).collect(),
+            Into::Cluster | Into::Tables => {
+                recorded.keys().map(|name| (name.clone(), name.clone())).collect()
+            }
         };
         if matches!(into, Into::Cluster) && !plan.selection.is_all() {
             chosen.retain(|(source, _)| expected.contains_key(source));
@@ -121,7 +125,14 @@ impl DatabasesRestore {
                 only,
                 schema: None,
             };
-            databases.push(One { source, prefix, stage, loader, expected, schema: tokio::sync::Mutex::new(None) });
+            databases.push(One {
+                source,
+                prefix,
+                stage,
+                loader,
+                expected,
+                schema: tokio::sync::Mutex::new(None),
+            });
         }
         let parallel = plan.artifacts.iter().any(|a| a.meta.format == COPY || a.meta.format == COPY_TAR);
         Ok(Self {
@@ -267,7 +278,10 @@ impl Restore for DatabasesRestore {
                 proofs.extend(self.proofs.iter().filter(|(name, _)| own(name)).map(|(n, p)| (n.clone(), *p)));
                 warn(
                     &self.warnings,
-                    Warning::new("rows-not-restored", "only definitions were restored, as asked; no rows were proved"),
+                    Warning::new(
+                        "rows-not-restored",
+                        "only definitions were restored, as asked; no rows were proved",
+                    ),
                 );
             }
         }
@@ -303,11 +317,12 @@ impl Restore for DatabasesRestore {
             items,
             bytes,
             old_kept_at: (!old.is_empty()).then(|| old.join(", ")),
-            warnings: std::mem::take(&mut *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner)),
+            warnings: std::mem::take(
+                &mut *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            ),
             details: Map::new(),
         };
-        let undo: Option<Box<dyn Undo>> =
-            if undos.is_empty() { None } else { Some(Box::new(Undos(undos))) };
+        let undo: Option<Box<dyn Undo>> = if undos.is_empty() { None } else { Some(Box::new(Undos(undos))) };
         Ok((report, undo))
     }
 

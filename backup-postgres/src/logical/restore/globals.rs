@@ -27,7 +27,8 @@ pub(super) async fn restore(session: &Session, reader: &ArtifactReader, warnings
             statements.push(statement.text);
         }
         if bytes > MAX_GLOBALS {
-            return Err(Error::new(ErrorKind::LimitExceeded, "restore globals").message("more than 256 MiB of globals"));
+            return Err(Error::new(ErrorKind::LimitExceeded, "restore globals")
+                .message("more than 256 MiB of globals"));
         }
         Ok(())
     };
@@ -38,7 +39,9 @@ pub(super) async fn restore(session: &Session, reader: &ArtifactReader, warnings
 
     let existing = |sql: &'static str| async move {
         let rows = session.rows("list globals", sql).await?;
-        Ok::<_, Error>(rows.into_iter().filter_map(|r| r.into_iter().next().flatten()).collect::<BTreeSet<_>>())
+        Ok::<_, Error>(
+            rows.into_iter().filter_map(|r| r.into_iter().next().flatten()).collect::<BTreeSet<_>>(),
+        )
     };
     let roles = existing("SELECT rolname FROM pg_catalog.pg_roles").await?;
     let tablespaces = existing("SELECT spcname FROM pg_catalog.pg_tablespace").await?;
@@ -50,7 +53,10 @@ pub(super) async fn restore(session: &Session, reader: &ArtifactReader, warnings
             // A tablespace needs a directory this server may not have, an attribute a privilege the role may not have.
             warn(
                 warnings,
-                Warning::new("global-not-created", format!("{}: {}", quotable(&text), PgError::from(failure))),
+                Warning::new(
+                    "global-not-created",
+                    format!("{}: {}", quotable(&text), PgError::from(failure)),
+                ),
             );
         }
     }
@@ -59,7 +65,8 @@ pub(super) async fn restore(session: &Session, reader: &ArtifactReader, warnings
 
 /// Whether a statement of `pg_dumpall --globals-only` is about something that does not exist yet.
 fn is_missing(text: &str, roles: &BTreeSet<String>, tablespaces: &BTreeSet<String>) -> bool {
-    let absent = |rest: &str, known: &BTreeSet<String>| read(rest).is_some_and(|(name, _)| !known.contains(&name));
+    let absent =
+        |rest: &str, known: &BTreeSet<String>| read(rest).is_some_and(|(name, _)| !known.contains(&name));
     for start in ["CREATE ROLE ", "ALTER ROLE ", "COMMENT ON ROLE "] {
         if let Some(rest) = text.strip_prefix(start) {
             return absent(rest, roles);

@@ -60,8 +60,13 @@ impl Loader {
 
     /// Loads small tables from a tar archive.
     pub(super) async fn small(&self, reader: &ArtifactReader, details: &Map<String, Value>) -> Result<()> {
-        let tables: Vec<(Qualified, Vec<String>)> =
-            details.get("tables").and_then(Value::as_array).into_iter().flatten().filter_map(table_of).collect();
+        let tables: Vec<(Qualified, Vec<String>)> = details
+            .get("tables")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(table_of)
+            .collect();
         let session = self.session().await?;
         let mut tar = Tar::default();
         let mut stream = reader.selected().await?;

@@ -122,8 +122,8 @@ async fn tables(session: &Session, queue: &Mutex<VecDeque<Work>>, proofs: &Mutex
         while let Some(row) = rows.try_next().await.map_err(|e| error::database("prove table", e))? {
             counter.push(&row);
         }
-        let counted = counter.finish();
-        proofs.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().merge(&counted.proof);
+        let found = counter.finish();
+        proofs.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().merge(&found.proof);
     }
 }
 

@@ -50,6 +50,12 @@ struct Job {
     statements: Vec<String>,
 }
 
+/// Decides whether a foreign key is wanted, by its statement.
+pub(super) type KeepKey = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// A COPY that is being fed: where rows go, its statement, rows gathered.
+type OpenCopy = (Pin<Box<CopyInSink<Bytes>>>, String, BytesMut);
+
 /// Runs SQL in a database that is being restored.
 pub(super) struct Script {
     config: PgConfig,
@@ -62,9 +68,9 @@ pub(super) struct Script {
     tablespace: Option<String>,
     pending: Vec<Job>,
     pending_kind: Option<Kind>,
-    copy: Option<(Pin<Box<CopyInSink<Bytes>>>, String, BytesMut)>,
+    copy: Option<OpenCopy>,
     skipping_copy: bool,
-    skip_foreign_keys_except: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
+    skip_foreign_keys_except: Option<KeepKey>,
 }
 
 impl std::fmt::Debug for Script {
@@ -106,7 +112,7 @@ impl Script {
     }
 
     /// Leaves out foreign keys whose statement `keep` does not want.
-    pub(super) fn foreign_keys_only(&mut self, keep: Arc<dyn Fn(&str) -> bool + Send + Sync>) {
+    pub(super) fn foreign_keys_only(&mut self, keep: KeepKey) {
         self.skip_foreign_keys_except = Some(keep);
     }
 
@@ -173,7 +179,7 @@ impl Script {
     }
 
     /// psql's own lines: `\restrict` guards psql against its other commands and means nothing here.
-    fn command(&mut self, line: &str) -> Result<()> {
+    fn command(&self, line: &str) -> Result<()> {
         let word = line.trim_start_matches('\\').split_whitespace().next().unwrap_or("");
         match word {
             "restrict" | "unrestrict" => Ok(()),
@@ -202,19 +208,21 @@ impl Script {
         if text.starts_with("SET default_tablespace") {
             self.tablespace = Some(text.clone());
         }
-        let is_row = matches!(statement.entry.as_str(), "SEQUENCE SET" | "BLOBS" | "BLOB" | "BLOB METADATA" | "TABLE DATA");
+        let is_row = matches!(
+            statement.entry.as_str(),
+            "SEQUENCE SET" | "BLOBS" | "BLOB" | "BLOB METADATA" | "TABLE DATA"
+        );
         if !setting && !(if is_row { self.parts.rows } else { self.parts.definitions }) {
             return Ok(());
         }
         if ["CREATE DATABASE ", "DROP DATABASE ", "ALTER DATABASE "].iter().any(|s| text.starts_with(s)) {
             return Ok(());
         }
-        if statement.entry == "FK CONSTRAINT" {
-            if let Some(keep) = &self.skip_foreign_keys_except {
-                if !keep(&text) {
-                    return Ok(());
-                }
-            }
+        if statement.entry == "FK CONSTRAINT"
+            && let Some(keep) = &self.skip_foreign_keys_except
+            && !keep(&text)
+        {
+            return Ok(());
         }
         match kind_of(&statement.entry) {
             Some(kind) => {
@@ -319,7 +327,9 @@ fn settle(
         return Ok(());
     }
     let denied = failure.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-    if (denied && text.starts_with("COMMENT ON EXTENSION")) || (!options.stop_at_errors && failure.code().is_some()) {
+    if (denied && text.starts_with("COMMENT ON EXTENSION"))
+        || (!options.stop_at_errors && failure.code().is_some())
+    {
         let said = PgError::from(failure);
         warn(warnings, Warning::new("statement-failed", format!("{}: {said}", quotable(text))));
         return Ok(());

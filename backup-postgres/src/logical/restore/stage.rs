@@ -1,5 +1,7 @@
 //! A database beside the real one: made, put in place, taken back.
 
+use std::fmt::Write as _;
+
 use backup_core::{Error, ErrorKind, Result, Undo, Warning, async_trait};
 use chrono::Utc;
 use serde_json::{Map, Value};
@@ -118,14 +120,8 @@ impl Stage {
         };
         let temporary = derived(name, &format!("_restoring_{}", random_hex()?));
         session.exec("create database", &create_statement(&temporary, &like)).await?;
-        let stage = Self {
-            maintenance,
-            name: name.to_owned(),
-            temporary,
-            existing,
-            recorded,
-            finished: false,
-        };
+        let stage =
+            Self { maintenance, name: name.to_owned(), temporary, existing, recorded, finished: false };
         let comment = format!("being restored by backup-postgres since {}", Utc::now().format("%FT%TZ"));
         let sql = format!("COMMENT ON DATABASE {} IS {}", quote(&stage.temporary), literal(&comment));
         session.exec("create database", &sql).await?;
@@ -146,7 +142,8 @@ impl Stage {
         let session = Session::canonical(&self.maintenance).await?;
         let details = match &self.existing {
             Some(_) => {
-                database_details(&Session::canonical(&self.maintenance.with_database(&self.name)).await?).await?
+                database_details(&Session::canonical(&self.maintenance.with_database(&self.name)).await?)
+                    .await?
             }
             None => std::mem::take(&mut self.recorded),
         };
@@ -162,7 +159,8 @@ impl Stage {
         let was_empty = existing.empty;
         swap(&session, &self.name, &self.temporary, &old, disconnect).await?;
         self.finished = true;
-        let undo = DatabaseUndo { maintenance: self.maintenance.clone(), name: self.name.clone(), old: old.clone() };
+        let undo =
+            DatabaseUndo { maintenance: self.maintenance.clone(), name: self.name.clone(), old: old.clone() };
         if was_empty && is_empty(&self.maintenance.with_database(&old)).await.unwrap_or(false) {
             // Nothing was in it when we came, and nothing is in it now.
             session.exec("drop empty database", &format!("DROP DATABASE {}", quote(&old))).await?;
@@ -200,9 +198,10 @@ async fn remove(maintenance: &PgConfig, name: &str) -> Result<()> {
 
 fn random_hex() -> Result<String> {
     let mut bytes = [0_u8; 4];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Io, "make random name").message("the system has no random numbers"))?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
+        Error::new(ErrorKind::Io, "make random name").message("the system has no random numbers")
+    })?;
+    Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }
 
 /// `CREATE DATABASE` with the encoding and locale recorded in `details`.
@@ -211,7 +210,7 @@ fn create_statement(name: &str, details: &Map<String, Value>) -> String {
     let mut sql = format!("CREATE DATABASE {} TEMPLATE template0", quote(name));
     let mut add = |word: &str, value: Option<&str>| {
         if let Some(value) = value {
-            sql.push_str(&format!(" {word} {}", literal(value)));
+            let _ = write!(sql, " {word} {}", literal(value));
         }
     };
     add("ENCODING", text("encoding"));
@@ -245,13 +244,17 @@ async fn dress(
     let mut statements = Vec::new();
     if let Some(settings) = details.get("settings").and_then(Value::as_array) {
         for entry in settings {
-            let Some((key, value)) = entry.get("setting").and_then(Value::as_str).and_then(|s| s.split_once('=')) else {
+            let Some((key, value)) =
+                entry.get("setting").and_then(Value::as_str).and_then(|s| s.split_once('='))
+            else {
                 continue;
             };
             let key = key.split('.').map(quote).collect::<Vec<_>>().join(".");
             let value = setting_value(key.trim_matches('"'), value);
             statements.push(match entry.get("role").and_then(Value::as_str) {
-                Some(role) => format!("ALTER ROLE {} IN DATABASE {database} SET {key} TO {value}", quote(role)),
+                Some(role) => {
+                    format!("ALTER ROLE {} IN DATABASE {database} SET {key} TO {value}", quote(role))
+                }
                 None => format!("ALTER DATABASE {database} SET {key} TO {value}"),
             });
         }
@@ -259,7 +262,8 @@ async fn dress(
     if let Some(acl) = details.get("acl").and_then(Value::as_array) {
         statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
         for entry in acl {
-            let (role, privilege, grantable) = (entry.get(0), entry.get(1).and_then(Value::as_str), entry.get(2));
+            let (role, privilege, grantable) =
+                (entry.get(0), entry.get(1).and_then(Value::as_str), entry.get(2));
             let Some(privilege) = privilege else { continue };
             let role = role.and_then(Value::as_str).map_or("PUBLIC".to_owned(), quote);
             let option = if grantable == Some(&Value::Bool(true)) { " WITH GRANT OPTION" } else { "" };
@@ -315,7 +319,9 @@ async fn swap(session: &Session, name: &str, new: &str, old: &str, disconnect: b
     let database = quote(name);
     if disconnect {
         // Committed first: a transaction could not keep new sessions out.
-        session.exec("bar new sessions", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false")).await?;
+        session
+            .exec("bar new sessions", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false"))
+            .await?;
     }
     let renamed = rename_both(session, name, new, old, disconnect).await;
     if disconnect {

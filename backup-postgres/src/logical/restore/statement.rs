@@ -8,11 +8,15 @@ use super::RestoreOptions;
 /// The statement to run, or `None` where it is to be left out.
 pub(super) fn prepared(statement: &Statement, options: &RestoreOptions) -> Option<String> {
     let text = &statement.text;
-    if !options.privileges && (matches!(statement.entry.as_str(), "ACL" | "DEFAULT ACL") || is_privilege(text)) {
+    if !options.privileges
+        && (matches!(statement.entry.as_str(), "ACL" | "DEFAULT ACL") || is_privilege(text))
+    {
         return None;
     }
     let owner = text.starts_with("ALTER ") && text.contains(" OWNER TO ");
-    if !options.owners && (owner || statement.entry == "DEFAULT ACL" || text.starts_with("SET SESSION AUTHORIZATION")) {
+    if !options.owners
+        && (owner || statement.entry == "DEFAULT ACL" || text.starts_with("SET SESSION AUTHORIZATION"))
+    {
         return None;
     }
     let names_roles = owner
@@ -47,7 +51,9 @@ fn with_roles(text: &str, options: &RestoreOptions) -> String {
                 expects = ["TO", "FROM", "ROLE", "BY"].iter().any(|k| token.is(k))
                     || (token.is("FOR") && previous.eq_ignore_ascii_case("mapping"));
             }
-            TokenKind::Other if token.text == "," && !expects => expects = is_list_of_roles(&previous, options),
+            TokenKind::Other if token.text == "," && !expects => {
+                expects = is_list_of_roles(&previous, options);
+            }
             _ => expects = false,
         }
         previous.clone_from(&token.text);
@@ -77,10 +83,19 @@ mod tests {
 
     #[test]
     fn roles_are_replaced_where_roles_stand_and_nowhere_else() {
-        assert_eq!(run("ALTER TABLE public.bob OWNER TO bob", "TABLE"), "ALTER TABLE public.bob OWNER TO \"Alice B\"");
-        assert_eq!(run("GRANT SELECT(bob),UPDATE ON TABLE bob.bob TO bob", "ACL"), "GRANT SELECT(bob),UPDATE ON TABLE bob.bob TO \"Alice B\"");
         assert_eq!(
-            run("ALTER DEFAULT PRIVILEGES FOR ROLE bob IN SCHEMA bob GRANT ALL ON TABLES TO carol", "DEFAULT ACL"),
+            run("ALTER TABLE public.bob OWNER TO bob", "TABLE"),
+            "ALTER TABLE public.bob OWNER TO \"Alice B\""
+        );
+        assert_eq!(
+            run("GRANT SELECT(bob),UPDATE ON TABLE bob.bob TO bob", "ACL"),
+            "GRANT SELECT(bob),UPDATE ON TABLE bob.bob TO \"Alice B\""
+        );
+        assert_eq!(
+            run(
+                "ALTER DEFAULT PRIVILEGES FOR ROLE bob IN SCHEMA bob GRANT ALL ON TABLES TO carol",
+                "DEFAULT ACL"
+            ),
             "ALTER DEFAULT PRIVILEGES FOR ROLE \"Alice B\" IN SCHEMA bob GRANT ALL ON TABLES TO carol"
         );
         assert_eq!(run("CREATE TABLE bob (x int)", "TABLE"), "CREATE TABLE bob (x int)");

@@ -8,7 +8,8 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::{
-    ArtifactMeta, ArtifactReader, Error, ErrorKind, Item, Proofs, Restore, RestorePlan, RestoreReport, Result, Undo,
+    ArtifactMeta, ArtifactReader, Error, ErrorKind, Item, Proofs, Restore, RestorePlan, RestoreReport,
+    Result, Undo,
 };
 use chrono::Utc;
 use futures::TryStreamExt as _;
@@ -136,7 +137,8 @@ impl TablesRestore {
         for section in ["pre-data", "data", "post-data"] {
             all.push(self.loader.statements(head, section).await?);
         }
-        let definitions = Definitions::of(&names, all, sequences(details), &self.schema, &self.loader.options)?;
+        let definitions =
+            Definitions::of(&names, all, sequences(details), &self.schema, &self.loader.options)?;
         let session = self.loader.session().await?;
         for statement in &definitions.tables {
             session.exec("create table", statement).await?;
@@ -189,13 +191,18 @@ fn distinct<'a>(tables: impl Iterator<Item = &'a Qualified>) -> Result<()> {
             .with("table", &table.name));
         }
     }
-    if any { Ok(()) } else { Err(Error::new(ErrorKind::NotFound, "begin restore").message("the selection has no table")) }
+    if any {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::NotFound, "begin restore").message("the selection has no table"))
+    }
 }
 
 #[async_trait]
 impl Restore for TablesRestore {
     fn wants(&self, meta: &ArtifactMeta) -> bool {
-        let own = self.details.get(meta.name.as_ref()).and_then(|d| d.get("database")).and_then(Value::as_str);
+        let own =
+            self.details.get(meta.name.as_ref()).and_then(|d| d.get("database")).and_then(Value::as_str);
         [CUSTOM, SCHEMA, COPY, COPY_TAR].contains(&meta.format)
             && (self.source.is_empty() || own.is_none_or(|own| own == self.source))
     }
@@ -249,9 +256,12 @@ impl Restore for TablesRestore {
     }
 
     async fn commit(self: Box<Self>) -> Result<(RestoreReport, Option<Box<dyn Undo>>)> {
-        let definitions = self.definitions.lock().await.take().ok_or_else(|| {
-            Error::corrupt("restore tables", "the backup has no definitions of tables")
-        })?;
+        let definitions = self
+            .definitions
+            .lock()
+            .await
+            .take()
+            .ok_or_else(|| Error::corrupt("restore tables", "the backup has no definitions of tables"))?;
         let session = Session::canonical(&self.config).await?;
         let mut report = RestoreReport { items: self.items, bytes: self.bytes, ..RestoreReport::default() };
         let mut undo: Option<Box<dyn Undo>> = None;

@@ -38,7 +38,9 @@ pub(crate) enum SqlEvent<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Plain,
-    Quote { backslash: bool },
+    Quote {
+        backslash: bool,
+    },
     Identifier,
     LineComment,
     BlockComment(u32),
@@ -233,21 +235,20 @@ impl Splitter {
             }
             b'*' if self.previous == b'/' => self.mode = Mode::BlockComment(1),
             b'\'' => {
-                let escapes = self.backslash_quotes || matches!(self.previous, b'e' | b'E') && self.escape_prefix();
+                let escapes =
+                    self.backslash_quotes || matches!(self.previous, b'e' | b'E') && self.escape_prefix();
                 self.mode = Mode::Quote { backslash: escapes };
                 self.keep(byte)?;
                 self.previous = 0;
                 return Ok(());
             }
             b'"' => self.mode = Mode::Identifier,
-            b'$' => {
-                if self.dollar_tag() {
-                    self.keep(byte)?;
-                    self.mode = Mode::Dollar;
-                    self.word.clear();
-                    self.previous = 0;
-                    return Ok(());
-                }
+            b'$' if self.dollar_tag() => {
+                self.keep(byte)?;
+                self.mode = Mode::Dollar;
+                self.word.clear();
+                self.previous = 0;
+                return Ok(());
             }
             b'(' => self.parentheses += 1,
             b')' => self.parentheses = self.parentheses.saturating_sub(1),
@@ -280,7 +281,8 @@ impl Splitter {
         let inside = tag.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80);
         // In `a$b$c` the dollars belong to the identifier.
         let before = start.checked_sub(1).and_then(|i| self.text.get(i));
-        let alone = before.is_none_or(|b| !(b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80 || *b == b'$'));
+        let alone =
+            before.is_none_or(|b| !(b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80 || *b == b'$'));
         if !(starts && inside && alone) {
             return false;
         }
@@ -297,9 +299,7 @@ impl Splitter {
         if self.words.len() < 4 {
             self.words.push(word.clone());
         }
-        let is = |i: usize, names: &[&[u8]]| {
-            self.words.get(i).is_some_and(|w| names.contains(&w.as_slice()))
-        };
+        let is = |i: usize, names: &[&[u8]]| self.words.get(i).is_some_and(|w| names.contains(&w.as_slice()));
         let routine: &[&[u8]] = &[b"function", b"procedure"];
         let defines_routine = is(0, &[b"create"])
             && (is(1, routine) || (is(1, &[b"or"]) && is(2, &[b"replace"]) && is(3, routine)));
@@ -431,7 +431,9 @@ mod tests {
                     all.push(statement.text);
                     copy = Some(String::new());
                 }
-                SqlEvent::CopyData(data) => copy.as_mut().unwrap().push_str(std::str::from_utf8(data).unwrap()),
+                SqlEvent::CopyData(data) => {
+                    copy.as_mut().unwrap().push_str(std::str::from_utf8(data).unwrap());
+                }
                 SqlEvent::CopyEnd { .. } => all.push(format!("data:{}", copy.take().unwrap())),
                 SqlEvent::Command(line) => all.push(line),
             }

@@ -23,14 +23,21 @@ const MEMBER: usize = 1024 * 1024;
 const TAR_BLOCK: usize = 512;
 
 /// Reads one slice, calls `on_chunk` with whole rows, and returns what was counted.
-async fn read<F>(session: &Session, sql: &str, chunk: usize, mut on_chunk: impl FnMut(Bytes) -> F) -> Result<Counted>
+async fn read<F>(
+    session: &Session,
+    sql: &str,
+    chunk: usize,
+    mut on_chunk: impl FnMut(Bytes) -> F,
+) -> Result<Counted>
 where
     F: Future<Output = Result<()>>,
 {
     let mut rows = std::pin::pin!(session.copy_out(sql).await?);
     let mut counter = RowCounter::default();
     let mut gathered = BytesMut::with_capacity(chunk + 16 * 1024);
-    while let Some(row) = rows.try_next().await.map_err(|e| error::source("read table", e).with("statement", sql))? {
+    while let Some(row) =
+        rows.try_next().await.map_err(|e| error::source("read table", e).with("statement", sql))?
+    {
         counter.push(&row);
         gathered.extend_from_slice(&row);
         if gathered.len() >= chunk {

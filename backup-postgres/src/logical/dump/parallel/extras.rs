@@ -131,7 +131,9 @@ pub(super) fn large_objects(
                 let piece = session
                     .value(
                         "read large object",
-                        &format!("SELECT pg_catalog.encode(pg_catalog.lo_get({oid}, {offset}, {PIECE}), 'hex')"),
+                        &format!(
+                            "SELECT pg_catalog.encode(pg_catalog.lo_get({oid}, {offset}, {PIECE}), 'hex')"
+                        ),
                     )
                     .await
                     .map_err(|e| e.with("large object", oid))?

@@ -46,7 +46,8 @@ impl Table {
     /// Divides the table into parts of about `part` bytes on disk.
     pub(crate) fn slices(&self, part: u64) -> Vec<Slice> {
         let count = self.bytes.div_ceil(part.max(1)).clamp(1, self.pages.max(1));
-        let bound = |i: u64| (i > 0 && i < count).then(|| self.pages / count * i + self.pages % count * i / count);
+        let bound =
+            |i: u64| (i > 0 && i < count).then(|| self.pages / count * i + self.pages % count * i / count);
         (0..count)
             .map(|i| Slice {
                 from: bound(i),
@@ -120,7 +121,9 @@ pub(super) async fn find(
         };
         let name = Qualified::new(schema, name);
         let is_config = config.as_deref() == Some("t");
-        if !(dumped.contains(&name) || (is_config && whole)) || oid.as_ref().is_some_and(|o| without.contains(o)) {
+        if !(dumped.contains(&name) || (is_config && whole))
+            || oid.as_ref().is_some_and(|o| without.contains(o))
+        {
             continue;
         }
         if persistence.as_deref() == Some("u") && database.exported.on_standby {
@@ -145,7 +148,9 @@ pub(super) async fn find(
     if unlogged > 0 {
         collected.lock().report.warnings.push(Warning::new(
             "unlogged-on-standby",
-            format!("{unlogged} unlogged tables have no rows in the backup: a standby does not have their content"),
+            format!(
+                "{unlogged} unlogged tables have no rows in the backup: a standby does not have their content"
+            ),
         ));
     }
     Ok(tables)

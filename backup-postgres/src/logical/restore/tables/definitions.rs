@@ -46,9 +46,9 @@ impl Definitions {
             let first = pairs.first();
             let about_table = first.is_some_and(|name| names.contains(name));
             let about_sequence = first.is_some_and(|name| owned.contains(name));
-            let owner = text.contains(" OWNER TO ");
+            let gives_away = text.contains(" OWNER TO ");
             match statement.entry.as_str() {
-                "TABLE" if about_table && !owner => {
+                "TABLE" if about_table && !gives_away => {
                     if inherits(&text) {
                         return Err(unusable(
                             &text,
@@ -57,18 +57,21 @@ impl Definitions {
                     }
                     found.tables.push(moved_to(&text, schema, &moved));
                 }
-                "SEQUENCE" if (about_table || about_sequence) && !owner => {
+                "SEQUENCE" if (about_table || about_sequence) && !gives_away => {
                     found.tables.push(moved_to(&text, schema, &moved));
                 }
                 "SEQUENCE OWNED BY" if about_sequence => found.tables.push(moved_to(&text, schema, &moved)),
                 "DEFAULT" if about_table => found.tables.push(moved_to(&text, schema, &moved)),
                 "SEQUENCE SET" => {
-                    found.sequences.extend(parse_setval(&text).filter(|v| owned.contains(&v.name)).map(state));
+                    found
+                        .sequences
+                        .extend(parse_setval(&text).filter(|v| owned.contains(&v.name)).map(state));
                 }
                 "CONSTRAINT" | "INDEX" | "CHECK CONSTRAINT" if about_table => {
                     found.indexes.push(moved_to(&text, schema, &moved));
                 }
-                "TABLE" | "SEQUENCE" | "ACL" | "COMMENT" | "FK CONSTRAINT" | "TRIGGER" | "POLICY" | "ROW SECURITY" | "RULE" => {
+                "TABLE" | "SEQUENCE" | "ACL" | "COMMENT" | "FK CONSTRAINT" | "TRIGGER" | "POLICY"
+                | "ROW SECURITY" | "RULE" => {
                     let table = first.filter(|name| names.contains(name));
                     // A comment on a column names schema, table and column; an ACL names what it is about first.
                     if let Some(table) = table.filter(|_| !text.starts_with("ALTER SEQUENCE")) {
@@ -89,18 +92,18 @@ fn owned_sequences(names: &BTreeSet<Qualified>, all: &[Statement]) -> BTreeSet<Q
         let pairs = || pairs(&tokens(&statement.text));
         match statement.entry.as_str() {
             "SEQUENCE OWNED BY" => {
-                if let [sequence, table, ..] = pairs().as_slice() {
-                    if names.contains(table) {
-                        owned.insert(sequence.clone());
-                    }
+                if let [sequence, table, ..] = pairs().as_slice()
+                    && names.contains(table)
+                {
+                    owned.insert(sequence.clone());
                 }
             }
             // An identity column: ALTER TABLE t ALTER COLUMN c ADD GENERATED … ( SEQUENCE NAME s … )
             "SEQUENCE" if statement.text.starts_with("ALTER TABLE") => {
-                if let [table, sequence, ..] = pairs().as_slice() {
-                    if names.contains(table) {
-                        owned.insert(sequence.clone());
-                    }
+                if let [table, sequence, ..] = pairs().as_slice()
+                    && names.contains(table)
+                {
+                    owned.insert(sequence.clone());
                 }
             }
             _ => {}
@@ -173,17 +176,30 @@ mod tests {
                 statement("TABLE", "CREATE TABLE public.users2 (id integer)"),
                 statement("SEQUENCE", "CREATE SEQUENCE public.users_id_seq AS integer"),
                 statement("SEQUENCE OWNED BY", "ALTER SEQUENCE public.users_id_seq OWNED BY public.users.id"),
-                statement("DEFAULT", "ALTER TABLE ONLY public.users ALTER COLUMN id SET DEFAULT nextval('public.users_id_seq'::regclass)"),
+                statement(
+                    "DEFAULT",
+                    "ALTER TABLE ONLY public.users ALTER COLUMN id SET DEFAULT nextval('public.users_id_seq'::regclass)",
+                ),
             ],
             vec![statement("SEQUENCE SET", "SELECT pg_catalog.setval('public.users_id_seq', 7, true)")],
             vec![
-                statement("CONSTRAINT", "ALTER TABLE ONLY public.users ADD CONSTRAINT users_pkey PRIMARY KEY (id)"),
+                statement(
+                    "CONSTRAINT",
+                    "ALTER TABLE ONLY public.users ADD CONSTRAINT users_pkey PRIMARY KEY (id)",
+                ),
                 statement("INDEX", "CREATE INDEX i ON public.users USING btree (id)"),
-                statement("FK CONSTRAINT", "ALTER TABLE ONLY public.users ADD CONSTRAINT f FOREIGN KEY (id) REFERENCES public.o(id)"),
-                statement("FK CONSTRAINT", "ALTER TABLE ONLY public.o ADD CONSTRAINT g FOREIGN KEY (id) REFERENCES public.users(id)"),
+                statement(
+                    "FK CONSTRAINT",
+                    "ALTER TABLE ONLY public.users ADD CONSTRAINT f FOREIGN KEY (id) REFERENCES public.o(id)",
+                ),
+                statement(
+                    "FK CONSTRAINT",
+                    "ALTER TABLE ONLY public.o ADD CONSTRAINT g FOREIGN KEY (id) REFERENCES public.users(id)",
+                ),
             ],
         ];
-        let found = Definitions::of(&names, sections, Vec::new(), "side x", &RestoreOptions::default()).unwrap();
+        let found =
+            Definitions::of(&names, sections, Vec::new(), "side x", &RestoreOptions::default()).unwrap();
         assert_eq!(
             found.tables,
             [

@@ -161,7 +161,10 @@ impl Live<'_> {
         for (table, columns) in &present {
             let kept = Qualified::new(old, &table.name);
             session
-                .exec("keep old rows", &format!("CREATE TABLE {} AS SELECT * FROM ONLY {}", kept.sql(), table.sql()))
+                .exec(
+                    "keep old rows",
+                    &format!("CREATE TABLE {} AS SELECT * FROM ONLY {}", kept.sql(), table.sql()),
+                )
                 .await?;
             exchange(session, table, columns, &Qualified::new(self.side, &table.name)).await?;
         }
@@ -279,7 +282,11 @@ async fn references(session: &Session, tables: &[(Qualified, Vec<String>)]) -> R
         );
         for row in session.rows("look at foreign keys", &sql).await? {
             if let [Some(table), Some(name), Some(definition)] = row.as_slice() {
-                all.push(Reference { table: table.clone(), name: name.clone(), definition: definition.clone() });
+                all.push(Reference {
+                    table: table.clone(),
+                    name: name.clone(),
+                    definition: definition.clone(),
+                });
             }
         }
     }

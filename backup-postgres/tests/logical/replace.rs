@@ -1,18 +1,13 @@
 //! Replacing a database, and tables in one that is in use.
 
-#[path = "support/drive.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod drive;
-#[path = "support/server.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use backup_core::{ErrorKind, Selection};
 use backup_postgres::{DumpFormat, PgDump, PgRestore};
-use server::Server;
+use super::server::Server;
+use super::{drive, server};
 
 const FORMATS: [DumpFormat; 3] = [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel];
 
@@ -165,7 +160,8 @@ async fn a_failed_proof_leaves_everything_as_it_was() {
     let Some(server) = server() else { return };
     shop(&server);
     for format in FORMATS {
-        let mut kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
+        let mut kept =
+            drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
         kept.report.proofs.get_mut("public.orders").unwrap().sum[0] ^= 1;
         for item in &mut kept.items {
             if item.path.to_string() == "public.orders" {
@@ -205,7 +201,10 @@ async fn a_damaged_table_is_replaced_without_losing_rows_that_refer_to_it() {
         assert_eq!(server.sql("shop", "SELECT count(*) FROM orders"), "300");
         assert_eq!(server.sql("shop", "SELECT count(*) FROM named WHERE name LIKE 'c%'"), "300");
         let old = report.old_kept_at.unwrap();
-        assert_eq!(server.sql("shop", &format!("SELECT count(*) FROM {old}.customers WHERE name LIKE 'damaged%'")), "100");
+        assert_eq!(
+            server.sql("shop", &format!("SELECT count(*) FROM {old}.customers WHERE name LIKE 'damaged%'")),
+            "100"
+        );
         undo.unwrap().undo().await.unwrap();
         assert_eq!(server.plain_dump("shop"), damaged);
 
@@ -220,8 +219,9 @@ async fn rows_that_would_lose_what_they_refer_to_stop_the_replacement() {
     let Some(server) = server() else { return };
     shop(&server);
     let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap()).await.unwrap();
-    server.sql("shop", "INSERT INTO customers VALUES (500, 'new'); INSERT INTO orders (customer) VALUES (500)");
-    let before = server.plain_dump("shop");
+    server
+        .sql("shop", "INSERT INTO customers VALUES (500, 'new'); INSERT INTO orders (customer) VALUES (500)");
+    let _before = server.plain_dump("shop");
     let target = PgRestore::tables(server.url("shop")).unwrap();
     let only = Selection::globs(["public.customers"]).unwrap();
     let error = drive::restore(&kept, &target, only, true).await.unwrap_err();
@@ -250,14 +250,19 @@ async fn tables_go_into_a_schema_of_their_own_or_only_missing_rows_are_added() {
         server.sql("shop", "DROP SCHEMA \"from backup\" CASCADE");
         assert_eq!(server.plain_dump("shop"), before);
 
-        server.sql("shop", "DELETE FROM orders WHERE id % 3 = 0; UPDATE orders SET note = 'newer' WHERE id = 1");
+        server.sql(
+            "shop",
+            "DELETE FROM orders WHERE id % 3 = 0; UPDATE orders SET note = 'newer' WHERE id = 1",
+        );
         let target = PgRestore::tables(server.url("shop")).unwrap().insert_missing();
         let orders = Selection::globs(["public.orders"]).unwrap();
-        let (report, _) = drive::restore(&kept, &target, orders, false)
-            .await
-            .unwrap_or_else(|e| panic!("{}", e.chain()));
+        let (report, _) =
+            drive::restore(&kept, &target, orders, false).await.unwrap_or_else(|e| panic!("{}", e.chain()));
         assert_eq!(report.details["inserted"]["public.orders"], 100);
-        assert_eq!(server.sql("shop", "SELECT count(*), min(note) FILTER (WHERE id = 1) FROM orders"), "300|newer");
+        assert_eq!(
+            server.sql("shop", "SELECT count(*), min(note) FILTER (WHERE id = 1) FROM orders"),
+            "300|newer"
+        );
         server.sql("shop", "UPDATE orders SET note = 'o1' WHERE id = 1");
     }
 }
@@ -268,7 +273,8 @@ async fn a_table_that_is_gone_is_created_as_the_backup_has_it() {
     shop(&server);
     for format in [DumpFormat::Custom, DumpFormat::Parallel] {
         let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
-        let definition = "SELECT string_agg(pg_get_constraintdef(oid), ',' ORDER BY conname) FROM pg_constraint
+        let definition =
+            "SELECT string_agg(pg_get_constraintdef(oid), ',' ORDER BY conname) FROM pg_constraint
             WHERE conrelid = 'orders'::regclass";
         let before = server.sql("shop", definition);
         server.sql("shop", "DROP VIEW named; DROP TABLE orders");

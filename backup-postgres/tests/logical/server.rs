@@ -11,7 +11,7 @@ const NOBODY: &str = "65534";
 
 /// A running server.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     pub major: u32,
     pub bin: PathBuf,
     pub port: u16,
@@ -56,13 +56,15 @@ fn programs(major: u32) -> Option<PathBuf> {
             !required.split(',').any(|r| r.trim() == name),
             "{name} is required and absent: run scripts/servers.d/postgres"
         );
-        eprintln!("SKIPPED: no PostgreSQL {major}; run scripts/servers.d/postgres and set BACKUP_TEST_PG{major}_BIN");
+        eprintln!(
+            "SKIPPED: no PostgreSQL {major}; run scripts/servers.d/postgres and set BACKUP_TEST_PG{major}_BIN"
+        );
     }
     found
 }
 
 /// Every version there is, of those that the test wants.
-pub fn versions(wanted: &[u32]) -> Vec<u32> {
+pub(crate) fn versions(wanted: &[u32]) -> Vec<u32> {
     let found: Vec<u32> = wanted.iter().copied().filter(|m| programs(*m).is_some()).collect();
     let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
     assert!(
@@ -74,12 +76,12 @@ pub fn versions(wanted: &[u32]) -> Vec<u32> {
 
 impl Server {
     /// Starts a server of this major version.
-    pub fn start(major: u32) -> Self {
+    pub(crate) fn start(major: u32) -> Self {
         Self::start_with(major, &[])
     }
 
     /// Starts a server with further settings (`name=value`).
-    pub fn start_with(major: u32, settings: &[&str]) -> Self {
+    pub(crate) fn start_with(major: u32, settings: &[&str]) -> Self {
         let bin = programs(major).expect("asked for by `versions`");
         let dir = tempfile::tempdir().unwrap();
         if is_root() {
@@ -122,16 +124,16 @@ impl Server {
         unreachable!("the loop returns or fails")
     }
 
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         self.url_as("postgres", database)
     }
 
-    pub fn url_as(&self, role: &str, database: &str) -> String {
+    pub(crate) fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     #[allow(dead_code)]
-    pub fn config(&self, database: &str) -> PgConfig {
+    pub(crate) fn config(&self, database: &str) -> PgConfig {
         PgConfig::parse(&self.url(database)).unwrap()
     }
 
@@ -146,14 +148,14 @@ impl Server {
     }
 
     /// Runs SQL through psql and returns its unaligned output.
-    pub fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let output = self.psql(database, sql);
         assert!(output.status.success(), "{}\n{sql}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// Runs SQL that may fail.
-    pub fn psql(&self, database: &str, sql: &str) -> Output {
+    pub(crate) fn psql(&self, database: &str, sql: &str) -> Output {
         use std::io::Write as _;
         let mut child = self
             .client("psql", database)
@@ -172,7 +174,7 @@ impl Server {
     }
 
     /// A plain dump by the server's own `pg_dump`, without what differs from run to run.
-    pub fn plain_dump(&self, database: &str) -> String {
+    pub(crate) fn plain_dump(&self, database: &str) -> String {
         let output = checked(self.client("pg_dump", database).arg("--no-sync"), "pg_dump");
         let text = String::from_utf8(output.stdout).unwrap();
         let kept = text.lines().filter(|l| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict"));
@@ -180,13 +182,13 @@ impl Server {
     }
 
     /// One of PostgreSQL's programs, with its connection set up.
-    pub fn run(&self, program: &str, database: &str) -> Command {
+    pub(crate) fn run(&self, program: &str, database: &str) -> Command {
         self.client(program, database)
     }
 
     /// Kills the server's main process as a crash would.
     #[allow(dead_code)]
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         checked(
             unprivileged(&self.bin.join("pg_ctl"))
                 .arg("-D")
@@ -198,7 +200,7 @@ impl Server {
     }
 
     #[allow(dead_code)]
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }

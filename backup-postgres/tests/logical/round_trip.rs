@@ -1,15 +1,12 @@
 //! A database with something of everything goes out and comes back, in every format, on every server there is.
 
-#[path = "support/drive.rs"]
-mod drive;
-#[path = "support/server.rs"]
-mod server;
 
 use backup_core::Selection;
 use backup_postgres::{DumpFormat, PgDump, PgRestore};
-use server::Server;
+use super::server::Server;
+use super::{drive, server};
 
-const EVERYTHING: &str = include_str!("support/everything.sql");
+const EVERYTHING: &str = include_str!("everything.sql");
 
 fn filled(major: u32) -> Server {
     let server = Server::start(major);
@@ -28,8 +25,7 @@ async fn comes_back(format: DumpFormat) {
         assert_eq!(kept.report.proofs["public.no_columns"].count, 2);
         assert_eq!(kept.report.proofs["large-objects"].count, 3);
         assert!(kept.report.warnings.is_empty(), "{:?}", kept.report.warnings);
-        let target =
-            PgRestore::database(server.url("postgres"), "copy").unwrap().pg_restore(&server.bin);
+        let target = PgRestore::database(server.url("postgres"), "copy").unwrap().pg_restore(&server.bin);
         let (report, undo) = drive::restore(&kept, &target, Selection::all(), false)
             .await
             .unwrap_or_else(|e| panic!("{major} {format:?}: {}", e.chain()));

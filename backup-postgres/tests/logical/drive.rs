@@ -4,31 +4,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backup_core::{
-    ArtifactMeta, ArtifactReader, BackupId, Bytes, Item, ItemList, Outcome, PlannedArtifact, Proofs, RestorePlan,
-    RestoreReport, RestoreTarget, Result, Selection, SetName, SnapshotRequest, Source, SourceReport, Undo,
+    ArtifactMeta, ArtifactReader, BackupId, Bytes, Item, ItemList, Outcome, PlannedArtifact, Proofs,
+    RestorePlan, RestoreReport, RestoreTarget, Result, Selection, SetName, SnapshotRequest, Source,
+    SourceReport, Undo,
 };
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 /// A backup in memory.
-pub struct Kept {
+pub(crate) struct Kept {
     pub artifacts: Vec<(ArtifactMeta, Bytes)>,
     pub report: SourceReport,
     pub items: Vec<Item>,
 }
 
 impl Kept {
-    pub fn artifact(&self, name: &str) -> &Bytes {
+    pub(crate) fn artifact(&self, name: &str) -> &Bytes {
         &self.artifacts.iter().find(|(meta, _)| meta.name == name).unwrap().1
     }
 }
 
 /// Takes a backup, keeping up to `max_open` artifacts open at once.
-pub async fn backup(source: &dyn Source) -> Result<Kept> {
+pub(crate) async fn backup(source: &dyn Source) -> Result<Kept> {
     backup_of(source, SnapshotRequest::full()).await
 }
 
-pub async fn backup_of(source: &dyn Source, request: SnapshotRequest<'_>) -> Result<Kept> {
+pub(crate) async fn backup_of(source: &dyn Source, request: SnapshotRequest<'_>) -> Result<Kept> {
     let mut snapshot = source.snapshot(request).await?;
     let mut artifacts: Vec<(ArtifactMeta, Bytes)> = Vec::new();
     let result = async {
@@ -75,7 +76,7 @@ impl ItemList for Items {
 }
 
 /// The plan the engine would make.
-pub fn plan(kept: &Kept, selection: Selection, replace: bool) -> RestorePlan {
+pub(crate) fn plan(kept: &Kept, selection: Selection, replace: bool) -> RestorePlan {
     let items: Vec<Item> = kept.items.iter().filter(|i| selection.matches(&i.path)).cloned().collect();
     let mut proofs = Proofs::new();
     if selection.is_all() {
@@ -114,7 +115,7 @@ pub fn plan(kept: &Kept, selection: Selection, replace: bool) -> RestorePlan {
 }
 
 /// Restores as the engine does: phase by phase, proved, then committed; aborted on any failure.
-pub async fn restore(
+pub(crate) async fn restore(
     kept: &Kept,
     target: &dyn RestoreTarget,
     selection: Selection,
@@ -128,24 +129,25 @@ pub async fn restore(
             phases.entry(artifact.0.phase).or_default().push(artifact);
         }
         for artifacts in phases.into_values() {
-            let wanted = artifacts.into_iter().filter(|(meta, _)| restore.wants(meta)).map(|(meta, bytes)| {
-                let mut parts: Vec<std::ops::Range<u64>> = kept
-                    .items
-                    .iter()
-                    .filter(|i| i.artifact == meta.name && plan.selection.matches(&i.path))
-                    .map(|i| i.offset..i.offset + i.length)
-                    .collect();
-                parts.sort_by_key(|p| p.start);
-                let has_items = kept.items.iter().any(|i| i.artifact == meta.name);
-                if plan.selection.is_all() || !has_items {
-                    Some(ArtifactReader::from_bytes(meta.clone(), bytes.clone()))
-                } else if parts.is_empty() {
-                    None
-                } else {
-                    let inner = backup_reader(bytes.clone());
-                    Some(ArtifactReader::new(meta.clone(), bytes.len() as u64, Some(parts), inner))
-                }
-            });
+            let wanted =
+                artifacts.into_iter().filter(|(meta, _)| restore.wants(meta)).map(|(meta, bytes)| {
+                    let mut parts: Vec<std::ops::Range<u64>> = kept
+                        .items
+                        .iter()
+                        .filter(|i| i.artifact == meta.name && plan.selection.matches(&i.path))
+                        .map(|i| i.offset..i.offset + i.length)
+                        .collect();
+                    parts.sort_by_key(|p| p.start);
+                    let has_items = kept.items.iter().any(|i| i.artifact == meta.name);
+                    if plan.selection.is_all() || !has_items {
+                        Some(ArtifactReader::from_bytes(meta.clone(), bytes.clone()))
+                    } else if parts.is_empty() {
+                        None
+                    } else {
+                        let inner = backup_reader(bytes.clone());
+                        Some(ArtifactReader::new(meta.clone(), bytes.len() as u64, Some(parts), inner))
+                    }
+                });
             let readers: Vec<ArtifactReader> = wanted.flatten().collect();
             futures::stream::iter(readers)
                 .map(|reader| restore.artifact(reader))
@@ -164,7 +166,8 @@ pub async fn restore(
                 .filter(|n| plan.proofs.get(*n) != proofs.get(*n))
                 .map(|n| format!("{n}: {:?} {:?}", plan.proofs.get(n), proofs.get(n)))
                 .collect();
-            return Err(backup_core::Error::new(backup_core::ErrorKind::ProofMismatch, "prove").message(names.join("; ")));
+            return Err(backup_core::Error::new(backup_core::ErrorKind::ProofMismatch, "prove")
+                .message(names.join("; ")));
         }
         Ok(())
     }

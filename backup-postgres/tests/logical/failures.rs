@@ -1,18 +1,13 @@
 //! What must not look like a backup, and what a failure leaves behind: nothing.
 
-#[path = "support/drive.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod drive;
-#[path = "support/server.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod server;
 
 use std::time::Duration;
 
 use backup_core::{CancellationToken, ErrorKind, Outcome, Selection, SnapshotRequest, Source as _};
 use backup_postgres::{DumpFormat, PgConfig, PgDump, PgRestore};
 use futures::StreamExt as _;
-use server::Server;
+use super::server::Server;
+use super::{drive, server};
 
 const FORMATS: [DumpFormat; 3] = [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel];
 
@@ -34,7 +29,10 @@ async fn is_quiet(server: &Server) {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("a session of the backup is left: {}", server.sql("postgres", "SELECT query, state FROM pg_stat_activity"));
+    panic!(
+        "a session of the backup is left: {}",
+        server.sql("postgres", "SELECT query, state FROM pg_stat_activity")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +95,8 @@ async fn dropping_or_cancelling_at_any_moment_leaves_nothing_on_the_server() {
     for format in FORMATS {
         for after in [0, 1, 3, 10] {
             let cancelled = CancellationToken::new();
-            let request = SnapshotRequest { parent: None, selection: Selection::all(), cancelled: cancelled.clone() };
+            let request =
+                SnapshotRequest { parent: None, selection: Selection::all(), cancelled: cancelled.clone() };
             let source = PgDump::connect(server.url("postgres")).unwrap().format(format);
             let mut snapshot = source.snapshot(request).await.unwrap();
             let mut artifact = snapshot.next().await.unwrap().unwrap();
@@ -138,7 +137,8 @@ async fn the_sum_of_balances_is_constant_while_writers_run() {
         .map(|_| {
             let (url, stop) = (server.url("postgres"), stop.clone());
             tokio::spawn(async move {
-                let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                let (client, connection) =
+                    tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
                 tokio::spawn(connection);
                 let mut moved = 0_u32;
                 while !stop.is_cancelled() {
@@ -156,7 +156,8 @@ async fn the_sum_of_balances_is_constant_while_writers_run() {
         })
         .collect();
     for format in FORMATS {
-        let kept = drive::backup(&PgDump::connect(server.url("postgres")).unwrap().format(format)).await.unwrap();
+        let kept =
+            drive::backup(&PgDump::connect(server.url("postgres")).unwrap().format(format)).await.unwrap();
         let name = format!("copy_{format:?}").to_lowercase();
         let target = PgRestore::database(server.url("template1"), &name).unwrap();
         drive::restore(&kept, &target, Selection::all(), false).await.unwrap();
@@ -175,20 +176,27 @@ async fn a_statement_that_fails_is_named_and_the_target_is_as_before() {
     let Some(server) = big(10) else { return };
     server.sql("postgres", "CREATE ROLE gone; ALTER TABLE big OWNER TO gone");
     for format in FORMATS {
-        let kept = drive::backup(&PgDump::connect(server.url("postgres")).unwrap().format(format)).await.unwrap();
+        let kept =
+            drive::backup(&PgDump::connect(server.url("postgres")).unwrap().format(format)).await.unwrap();
         server.sql("postgres", "ALTER TABLE big OWNER TO postgres; DROP ROLE gone");
         let target = PgRestore::database(server.url("postgres"), "copy").unwrap();
         let error = drive::restore(&kept, &target, Selection::all(), false).await.unwrap_err();
         let said = error.chain();
         assert!(said.contains("ALTER TABLE public.big OWNER TO gone") && said.contains("no_owner"), "{said}");
-        assert_eq!(server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE 'copy%'"), "0");
+        assert_eq!(
+            server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE 'copy%'"),
+            "0"
+        );
 
         server.sql("postgres", "CREATE ROLE stays");
         drive::restore(&kept, &target.clone().role("gone", "stays"), Selection::all(), false).await.unwrap();
         assert_eq!(server.sql("copy", "SELECT tableowner FROM pg_tables WHERE tablename = 'big'"), "stays");
         server.sql("postgres", "DROP DATABASE copy");
         drive::restore(&kept, &target.no_owner(), Selection::all(), false).await.unwrap();
-        server.sql("postgres", "DROP DATABASE copy; DROP ROLE stays; CREATE ROLE gone; ALTER TABLE big OWNER TO gone");
+        server.sql(
+            "postgres",
+            "DROP DATABASE copy; DROP ROLE stays; CREATE ROLE gone; ALTER TABLE big OWNER TO gone",
+        );
     }
 }
 
