@@ -24,7 +24,7 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use keys::{BackupKey, Keyring};
+pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
