@@ -30,7 +30,7 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use keys::{BackupKey, Keyring};
+pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate};
 pub use manifest::{
     FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
     Totals,

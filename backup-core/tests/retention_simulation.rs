@@ -11,7 +11,7 @@ use backup_core::{
     Tz, pitr_ranges, pitr_window,
 };
 use backup_testkit::retention::Random;
-use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 
 const DAY: i64 = 86_400;
 const WINDOW_DAYS: i64 = 10;

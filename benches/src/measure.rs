@@ -45,9 +45,14 @@ pub fn pipeline(scratch: &Path, stages: &[String]) -> Result<Cost, Box<dyn std::
     for log in logs {
         let text = fs::read_to_string(&log)?;
         let mut words = text.split_whitespace();
-        let mut number = || words.next().and_then(|w| w.parse::<f64>().ok()).ok_or("GNU time printed something else");
+        let mut number =
+            || words.next().and_then(|w| w.parse::<f64>().ok()).ok_or("GNU time printed something else");
         cpu += number()? + number()?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "kibibytes, printed whole")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "kibibytes, printed whole"
+        )]
         let peak = number()? as u64 * 1024;
         rss += peak;
     }

@@ -28,10 +28,10 @@ impl Random {
 }
 
 const WORDS: [&str; 48] = [
-    "backup", "restore", "chapter", "reader", "library", "the", "of", "and", "in", "to", "a", "is", "that", "for",
-    "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from",
-    "which", "one", "had", "were", "her", "all", "she", "there", "would", "their", "manifest", "segment", "archive",
-    "light", "river", "winter", "garden", "window",
+    "backup", "restore", "chapter", "reader", "library", "the", "of", "and", "in", "to", "a", "is", "that",
+    "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this",
+    "have", "from", "which", "one", "had", "were", "her", "all", "she", "there", "would", "their",
+    "manifest", "segment", "archive", "light", "river", "winter", "garden", "window",
 ];
 
 /// Writes about `bytes` bytes below `root`: 20,000 small text files and four logs that together make four fifths,

@@ -14,7 +14,6 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::wrap_key;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
@@ -341,10 +340,12 @@ impl Run<'_> {
     async fn wrap_key(&mut self) -> Result<()> {
         let Some(keyring) = self.inner.chain.keyring() else { return Ok(()) };
         let key = BackupKey::generate()?;
-        let wraps =
+        let (wraps, failures) =
             self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
-        for (key_id, bytes) in wraps {
-            self.put(&wrap_key(&self.dir, &key_id)?, bytes, ObjectKind::Note).await?;
+        self.lose(failures)?;
+        let directory = self.dir.keys()?;
+        for (name, bytes) in wraps {
+            self.put(&directory.join(name)?, bytes, ObjectKind::Note).await?;
         }
         self.key = Some(key);
         Ok(())

@@ -16,7 +16,7 @@ use crate::engine::read::StoredReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, KEYS, MANIFEST};
+use crate::layout::{BackupDir, MANIFEST};
 use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
@@ -24,7 +24,7 @@ use crate::retention::BackupSummary;
 use crate::sink::{Sink, read_bytes};
 
 /// Largest key wrap a reader accepts, in bytes.
-const WRAP_LIMIT: u64 = 64 * 1024;
+pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
 const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
@@ -335,9 +335,4 @@ pub(super) async fn collect(mut from: tokio::sync::mpsc::Receiver<Result<Bytes>>
         all.extend_from_slice(&block?);
     }
     Ok(all.freeze())
-}
-
-/// The place of key wraps below a backup's directory.
-pub(super) fn wrap_key(dir: &BackupDir, key_id: &str) -> Result<Key> {
-    dir.prefix().join(KEYS)?.join(format!("{key_id}.json"))
 }

@@ -160,7 +160,9 @@ fn size_below(root: &Path) -> Fallible<u64> {
 
 /// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`.
 pub(crate) fn worker(words: &[String]) -> Fallible<()> {
-    let [verb, chain, key, repository, tree, back] = words else { return Err("a worker takes six words".into()) };
+    let [verb, chain, key, repository, tree, back] = words else {
+        return Err("a worker takes six words".into());
+    };
     let builder = Repository::builder().sink(LocalSink::open(repository)?);
     let builder = match chain.as_str() {
         "gzip6+aes" => builder.transform(Gzip::default()),

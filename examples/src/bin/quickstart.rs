@@ -28,7 +28,8 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .transform(AesGcm::new(keyring))
         .build()?;
 
-    let done = repo.backup("site/content", &DirectorySource::new(&site)).label("reason", "quickstart").await?;
+    let done =
+        repo.backup("site/content", &DirectorySource::new(&site)).label("reason", "quickstart").await?;
     println!(
         "2. backup {}: {} items, {} bytes stored as {} encrypted bytes on each of {} sinks",
         done.id,
@@ -66,7 +67,11 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     println!("8. compared every file: the restored site is the original");
 
     let one = place.path().join("one-page");
-    repo.restore("site/content").latest().into(&DirectoryTarget::new(&one)).only(["docs/page-007.mdx"]).await?;
+    repo.restore("site/content")
+        .latest()
+        .into(&DirectoryTarget::new(&one))
+        .only(["docs/page-007.mdx"])
+        .await?;
     println!("9. and one page alone: {} bytes", fs::read(one.join("docs/page-007.mdx"))?.len());
     Ok(())
 }
@@ -77,7 +82,8 @@ fn make_tree(root: &Path) -> Result<usize> {
     fs::create_dir_all(root.join("images")).map_err(io)?;
     fs::write(root.join("config.json"), r#"{ "title": "A small site" }"#).map_err(io)?;
     for n in 0..40 {
-        let text = format!("# Page {n}\n\n{}\n", "Some words that a reader will miss if they are gone. ".repeat(50));
+        let text =
+            format!("# Page {n}\n\n{}\n", "Some words that a reader will miss if they are gone. ".repeat(50));
         fs::write(root.join(format!("docs/page-{n:03}.mdx")), text).map_err(io)?;
     }
     // A generator of numbers that do not compress stands in for an image.

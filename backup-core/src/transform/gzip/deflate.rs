@@ -150,11 +150,11 @@ fn shrinks(sample: &[u8]) -> bool {
     TRIAL_DEFLATER.with_borrow_mut(|slot| {
         let compress = slot.get_or_insert_with(|| Compress::new(Compression::fast(), false));
         compress.reset();
-        // Room for all of it even if it grows: the compressor must reach its end, or its next reset is incomplete.
-        let mut out = [0; TRIAL + TRIAL / 4];
-        let ended =
-            matches!(compress.compress(sample, &mut out, FlushCompress::Finish), Ok(Status::StreamEnd));
-        ended && compress.total_out() * 100 < sample.len() as u64 * 99
+        // Room for all of it, although it is of no interest beyond its size: zlib-rs 0.6.8 keeps its place in the
+        // pending output across a reset when a stream was not ended, and panics some streams later.
+        let mut out = [0; 2 * TRIAL];
+        let ended = compress.compress(sample, &mut out, FlushCompress::Finish);
+        matches!(ended, Ok(Status::StreamEnd)) && compress.total_out() < (TRIAL - TRIAL / 100) as u64
     })
 }
 
