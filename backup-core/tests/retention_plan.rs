@@ -1,5 +1,8 @@
 //! What a plan protects, whatever the policy says, and when it refuses.
 
+// The helpers of tests are tests too, which the lint's own exception does not see.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
