@@ -206,7 +206,7 @@ impl<'a> Planner<'a> {
         let by_id: BTreeMap<_, _> = self.list.iter().map(|b| (b.id, b)).collect();
         let mut queue: Vec<_> = self.list.iter().filter(|b| self.is_kept(b.id)).collect();
         while let Some(backup) = queue.pop() {
-            for needed in backup.needs().collect::<BTreeSet<_>>() {
+            for needed in backup.needs() {
                 if let Some(&needed) = by_id.get(&needed).filter(|_| !self.is_kept(needed)) {
                     self.keep(needed.id, format!("needed by {}", backup.id));
                     queue.push(needed);
