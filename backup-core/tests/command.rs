@@ -8,7 +8,7 @@ use backup_core::{
     CommandTarget, Error, ErrorKind, MemorySource, Outcome, RestoreTarget as _, SnapshotRequest, Source as _,
     WHOLE_BYTES, whole_proof,
 };
-use backup_testkit::{SourceSuite, TargetSuite, capture, noise};
+use backup_testkit::{SourceSuite, TargetSuite, capture, noise, skip};
 use futures::StreamExt as _;
 
 fn sh(script: &str) -> CommandLine {
@@ -65,7 +65,7 @@ async fn a_git_bundle_is_a_source() {
             .output()
     };
     let Ok(init) = git(&["init", "-q", "."]) else {
-        eprintln!("skipped: git is not installed");
+        skip("git is not installed");
         return;
     };
     assert!(init.status.success());

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use backup_core::{ErrorKind, Key, ObjectKind, PutOptions, Sink, put_bytes, read_bytes};
 use backup_fs::LocalSink;
-use backup_testkit::{SinkSuite, noise};
+use backup_testkit::{SinkSuite, noise, skip};
 use futures::TryStreamExt as _;
 
 fn key(text: &str) -> Key {
@@ -305,7 +305,7 @@ impl Tmpfs {
                 .status()
                 .is_ok_and(|status| status.success());
         if !mounted {
-            eprintln!("skipped: mounting a tmpfs needs root");
+            skip("mounting a tmpfs needs root");
             return None;
         }
         Some(Self(dir))
@@ -361,7 +361,7 @@ async fn a_read_only_disk_opens_reads_and_refuses_to_write() {
         put_bytes(&sink, &key("a/c"), "y".into(), new_note()).await.unwrap();
     }
     if is_root() {
-        eprintln!("skipped: permissions do not bind root");
+        skip("permissions do not bind root");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

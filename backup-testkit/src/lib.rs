@@ -32,7 +32,7 @@ pub use capture::{Captured, capture};
 pub use faulty::{Fault, FaultySink, Rule};
 pub use operation::Operation;
 pub use recording::{Record, RecordingSink};
-pub use servers::{Found, Server, ServerCommand, find_server, free_port};
+pub use servers::{Found, Server, ServerCommand, find_server, free_port, skip};
 pub use sink::SinkSuite;
 pub use source::SourceSuite;
 pub use target::TargetSuite;

@@ -2,7 +2,7 @@
 //! it answers, stop it.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -39,7 +39,6 @@ pub enum Found {
 /// # Panics
 ///
 /// When nothing is found and `BACKUP_TEST_REQUIRE` names the store, or `all`.
-#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
 pub fn find_server(store: &str, programs: &[&str]) -> Option<Found> {
     let variable = format!("BACKUP_TEST_{}_URL", store.to_uppercase().replace('-', "_"));
     if let Some(url) = std::env::var(&variable).ok().filter(|url| !url.is_empty()) {
@@ -51,8 +50,16 @@ pub fn find_server(store: &str, programs: &[&str]) -> Option<Found> {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let message = format!("no {store} server: none of {programs:?} is installed and {variable} is not set");
     assert!(!is_required(&required, store), "{message}, but {REQUIRE} asks for it");
-    eprintln!("skipped: {message}");
+    skip(&message);
     None
+}
+
+/// Says on the standard error that a test, or a part of it, is skipped, and why.
+///
+/// It is written past the test harness, which would show what `eprintln!` prints only for tests that fail.
+pub fn skip(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }
 
 fn is_required(list: &str, store: &str) -> bool {
