@@ -3,6 +3,7 @@
 //! This crate holds the traits that datastores, stores and transforms implement ([`Source`], [`RestoreTarget`],
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
+mod command;
 mod digest;
 mod engine;
 mod error;
@@ -26,6 +27,7 @@ mod transform;
 mod whole;
 mod workers;
 
+pub use command::{ARTIFACT_VARIABLE, CommandFailure, CommandLine, CommandSource, CommandTarget};
 pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
