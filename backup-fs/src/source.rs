@@ -38,8 +38,9 @@ mod walk;
 /// ```
 ///
 /// The archives, `files-00001`, `files-00002` and so on, are complete POSIX (pax) archives of bounded size, and
-/// hold the entries in byte order of their names. Extracted one after the other by `tar --extract`, they give the
-/// tree: regular files, sparse ones with their holes, directories, symbolic and hard links, named pipes; with owners,
+/// hold the entries in byte order of their names. Extracted as one stream (`cat files-*.tar | tar --extract
+/// --ignore-zeros`), or one after the other, they give the tree, though one after the other the directories that go
+/// on in a later archive lose their mtime: regular files, sparse ones with their holes, directories, symbolic and hard links, named pipes; with owners,
 /// modes, times in nanoseconds, extended attributes and POSIX ACLs. The same tree gives the same bytes. Sockets and
 /// device nodes are left out and counted in the details; device nodes also give a warning.
 ///

@@ -1,16 +1,16 @@
 //! Trees to archive, tools to judge with.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
 
 use backup_core::{Error, Item, Outcome, Snapshot, SnapshotRequest, Source, SourceReport};
 use futures::StreamExt as _;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
 /// Whether `tool` is here. A visible skip if not, a failure if `BACKUP_TEST_REQUIRE` names `tools`.
 pub fn have(tool: &str) -> bool {
@@ -36,13 +36,15 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A time in the past, different for each `n`, with nanoseconds.
-pub fn age(path: &Path, n: u64) {
-    let time = SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000 + n, 123_456_789);
-    let options = rustix::fs::Timespec { tv_sec: 1_600_000_000 + n as i64, tv_nsec: 123_456_789 };
-    let both = rustix::fs::Timestamps { last_access: options, last_modification: options };
-    let _ = time;
-    rustix::fs::utimensat(rustix::fs::CWD, path, &both, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+/// Gives an entry a time in the past, different for each `n`, with nanoseconds.
+pub fn age(path: &Path, n: i64) {
+    set_time(path, 1_600_000_000 + n, 123_456_789);
+}
+
+fn set_time(path: &Path, tv_sec: i64, tv_nsec: i64) {
+    let time = Timespec { tv_sec, tv_nsec };
+    let both = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, path, &both, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// Incompressible, reproducible bytes.
@@ -59,7 +61,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A tree with every kind of entry. Returns how many entries an archive of it has.
+/// A tree with every kind of entry.
 pub fn every_kind(root: &Path) {
     let at = |name: &str| root.join(name);
     fs::create_dir_all(at("plain/deep/er")).unwrap();
@@ -113,8 +115,7 @@ pub fn every_kind(root: &Path) {
 
     // Special files.
     fs::create_dir(at("special")).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o640);
-    rustix::fs::mknodat(rustix::fs::CWD, at("special/fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    mknodat(CWD, at("special/fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
     drop(UnixListener::bind(at("special/socket")).unwrap());
 
     // Sparse files.
@@ -157,14 +158,11 @@ pub fn every_kind(root: &Path) {
     // Times last, innermost first. Symbolic links have theirs too.
     let mut paths = Vec::new();
     collect(root, &mut paths);
-    for (n, path) in paths.iter().rev().enumerate() {
-        age(path, n as u64);
+    for (n, path) in (0..).zip(paths.iter().rev()) {
+        age(path, n);
     }
-    let old = rustix::fs::Timespec { tv_sec: -1_000_000, tv_nsec: 500_000_000 };
-    let both = rustix::fs::Timestamps { last_access: old, last_modification: old };
-    rustix::fs::utimensat(rustix::fs::CWD, at("plain/block"), &both, rustix::fs::AtFlags::empty()).unwrap();
-    let whole = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    File::open(at("plain/limit")).unwrap().set_times(FileTimes::new().set_modified(whole)).unwrap();
+    set_time(&at("plain/block"), -1_000_000, 500_000_000);
+    set_time(&at("plain/limit"), 1_700_000_000, 0);
     age(&at("plain"), 5000);
     age(root, 6000);
 }
@@ -260,27 +258,23 @@ impl Taken {
         &archive[usize::try_from(item.offset).unwrap()..][..usize::try_from(item.length).unwrap()]
     }
 
-    /// Has GNU tar extract all archives, in order.
+    /// Has GNU tar extract all archives as one stream.
     pub fn extract(&self, into: &Path) {
-        for (name, archive) in &self.archives {
-            let file = into.with_extension(name);
-            fs::write(&file, archive).unwrap();
-            let mut tar = Command::new("tar");
-            tar.args([
-                "--extract",
-                "--warning=no-timestamp",
-                "--xattrs",
-                "--xattrs-include=*",
-                "--acls",
-                "-p",
-                "-C",
-            ])
-            .arg(into);
-            tar.args(if is_root() { &["--same-owner", "--numeric-owner"][..] } else { &[] });
-            run(tar.arg("-f").arg(&file));
-            fs::remove_file(&file).unwrap();
-        }
+        let whole: Vec<u8> = self.archives.iter().flat_map(|(_, archive)| archive.iter().copied()).collect();
+        untar(&whole, into);
     }
+}
+
+/// Has GNU tar extract one archive, or several that follow each other.
+pub fn untar(archive: &[u8], into: &Path) {
+    let file = into.with_extension("tar");
+    fs::write(&file, archive).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--ignore-zeros", "--warning=no-timestamp", "--xattrs", "--xattrs-include=*"]);
+    tar.args(["--acls", "-p", "-C"]).arg(into);
+    tar.args(if is_root() { &["--same-owner", "--numeric-owner"][..] } else { &[] });
+    run(tar.arg("-f").arg(&file));
+    fs::remove_file(&file).unwrap();
 }
 
 /// Backs up to the end.
@@ -308,17 +302,20 @@ async fn drain(snapshot: &mut dyn Snapshot) -> Result<Taken, Error> {
     Ok(Taken { archives, report: snapshot.finish().await? })
 }
 
-/// Has rsync compare two trees: contents, owners, modes, times, links, attributes, ACLs.
-pub fn assert_same_tree(left: &Path, right: &Path) {
+/// What rsync finds different between two trees: contents, owners, modes, times, links, attributes, ACLs.
+pub fn differences(left: &Path, right: &Path) -> String {
     if !have("rsync") {
-        return;
+        return String::new();
     }
     let with_slash = |path: &Path| format!("{}/", path.display());
-    let difference = run(Command::new("rsync")
+    run(Command::new("rsync")
         .args(["-aHAXn", "--checksum", "--delete", "--itemize-changes", "--exclude=socket"])
-        .args([with_slash(left), with_slash(right)]));
-    assert_eq!(difference, "", "the trees differ");
-    // rsync compares times to the second only.
+        .args([with_slash(left), with_slash(right)]))
+}
+
+/// Has rsync compare two trees, and looks at the nanoseconds, which it does not.
+pub fn assert_same_tree(left: &Path, right: &Path) {
+    assert_eq!(differences(left, right), "", "the trees differ");
     let times = |root: &Path| {
         let mut paths = Vec::new();
         collect(root, &mut paths);
