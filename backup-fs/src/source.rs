@@ -55,7 +55,7 @@ mod walk;
 /// * If it was still not quiet, the backup has the warning `file-changed-while-read`, and the item the attribute
 ///   `"changed": true`.
 /// * A file that vanishes between being listed and being read gives the warning `file-vanished`.
-/// * A file or directory that cannot be read fails the backup at its end, with all of them named, unless
+/// * A file or directory that cannot be read fails the backup at its end, with the first of them named, unless
 ///   [`allow_unreadable`](DirectorySourceBuilder::allow_unreadable) is set; then each gives the warning
 ///   `file-unreadable`.
 ///
@@ -109,6 +109,6 @@ impl Source for DirectorySource {
     }
 
     async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
-        snapshot::begin(Arc::clone(&self.config), request).await
+        snapshot::begin(Arc::clone(&self.config), request)
     }
 }

@@ -1,5 +1,7 @@
 //! `DirectorySource`, judged by GNU tar and rsync.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skipped")]
+
 #[path = "common/files.rs"]
 mod files;
 
@@ -13,26 +15,11 @@ use std::path::Path;
 use std::process::Command;
 
 use backup_core::{
-    BackupId, Digest, ErrorKind, Item, ItemKind, Outcome, ParentReader, Proof, Selection, SnapshotRequest,
-    Source as _,
+    Digest, ErrorKind, Item, ItemKind, Outcome, Proof, Selection, SnapshotRequest, Source as _,
 };
 use backup_fs::DirectorySource;
-use files::{age, assert_same_tree, differences, every_kind, have, noise, run, take, take_with, untar};
+use files::{age, assert_same_tree, differences, every_kind, have, noise, run, take, take_with, tree, untar};
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use serde_json::Value;
-use tempfile::TempDir;
-
-/// A tree of the given files, all old enough to be trusted by an incremental.
-fn tree(files: &[(&str, &[u8])]) -> TempDir {
-    let base = tempfile::tempdir().unwrap();
-    for (name, content) in files {
-        let path = base.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-    }
-    base
-}
 
 #[tokio::test]
 async fn gnu_tar_extracts_every_kind_of_entry_as_it_was() {
@@ -57,12 +44,14 @@ async fn gnu_tar_extracts_every_kind_of_entry_as_it_was() {
     assert_eq!(taken.item("zz-hard").kind, ItemKind::HardLink);
 }
 
+/// Plain bytes of an archive in the next test.
+const BOUND: u64 = 1 << 20;
+
 #[tokio::test]
 async fn a_tree_becomes_several_whole_archives_that_extract_in_order() {
     if !have("tar") {
         return;
     }
-    const BOUND: u64 = 1 << 20;
     let base = tempfile::tempdir().unwrap();
     let (tree, copy) = (base.path().join("tree"), base.path().join("copy"));
     fs::create_dir(&tree).unwrap();
@@ -171,18 +160,20 @@ async fn members_taken_out_by_their_ranges_are_an_archive_of_their_own() {
     assert!(!out.path().join("a/one").exists());
 }
 
-#[tokio::test]
-async fn another_tar_reader_sees_the_same_contents() {
-    if !have("python3") {
-        return;
-    }
-    const SCRIPT: &str = "
+/// Prints the digest of every regular file.
+const SCRIPT: &str = "
 import sys, tarfile, hashlib
 for member in tarfile.open(sys.argv[1]):
     if member.isreg():
         data = tarfile.open(sys.argv[1]).extractfile(member.name).read()
         print(hashlib.sha256(data).hexdigest())
 ";
+
+#[tokio::test]
+async fn another_tar_reader_sees_the_same_contents() {
+    if !have("python3") {
+        return;
+    }
     let base = tempfile::tempdir().unwrap();
     every_kind(base.path());
     let taken = take(&DirectorySource::new(base.path())).await.unwrap();
@@ -362,15 +353,18 @@ async fn meddled_with(
     (bytes, report)
 }
 
+type Meddle = fn(&Path);
+/// Looks at what is archived, and at what the file was before.
+type Judge = fn(&[u8], &[u8]);
+
 #[tokio::test]
 async fn a_large_file_that_changes_while_it_is_streamed_keeps_its_size_and_is_reported() {
     const SIZE: usize = 8 << 20;
     let before = noise(1, SIZE);
-    type Meddle = fn(&Path);
-    let cases: [(&str, Meddle, fn(&[u8], &[u8])); 3] = [
+    let cases: [(&str, Meddle, Judge); 3] = [
         (
             "grows",
-            |path| OpenOptions::new().append(true).open(path).unwrap().write_all(&[7; 100_000]).unwrap(),
+            |path| OpenOptions::new().append(true).open(path).unwrap().write_all(&noise(7, 100_000)).unwrap(),
             |content, before| assert!(content == before, "what was announced is there, whole"),
         ),
         (
@@ -389,7 +383,7 @@ async fn a_large_file_that_changes_while_it_is_streamed_keeps_its_size_and_is_re
                     .open(path)
                     .unwrap()
                     .set_modified(std::time::SystemTime::now())
-                    .unwrap()
+                    .unwrap();
             },
             |content, before| assert!(content == before),
         ),
@@ -484,102 +478,4 @@ async fn finish_gives_no_report_before_every_archive_was_read() {
     assert_eq!(snapshot.next().await.unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(snapshot.finish().await.is_err());
     snapshot.close(Outcome::Aborted).await.unwrap();
-}
-
-/// A finished backup as the next one's parent.
-#[derive(Debug)]
-struct Before {
-    id: BackupId,
-    state: Option<Value>,
-    items: Vec<Item>,
-}
-
-impl Before {
-    fn new(taken: &files::Taken) -> Self {
-        let id: BackupId = "20261120T020000Z-000001".parse().unwrap();
-        let fill = |mut item: Item| {
-            item.origin.get_or_insert(id);
-            item
-        };
-        Self { id, state: taken.report.state.clone(), items: taken.items().into_iter().map(fill).collect() }
-    }
-}
-
-impl ParentReader for Before {
-    fn id(&self) -> BackupId {
-        self.id
-    }
-    fn state(&self) -> Option<&Value> {
-        self.state.as_ref()
-    }
-    fn items(&self) -> BoxStream<'static, backup_core::Result<Item>> {
-        futures::stream::iter(self.items.clone().into_iter().map(Ok)).boxed()
-    }
-}
-
-/// Waits until what was written can be told from a later change by its times.
-async fn settle() {
-    tokio::time::sleep(std::time::Duration::from_millis(3100)).await;
-}
-
-#[tokio::test]
-async fn an_incremental_refers_to_unchanged_files_and_reads_the_others() {
-    let big = noise(1, 600_000);
-    let base = tree(&[
-        ("a/same", b"same"),
-        ("a/edited", b"before"),
-        ("a.txt", b"same too"),
-        ("big", &big),
-        ("gone", b"x"),
-        ("moved", b"m"),
-    ]);
-    fs::hard_link(base.path().join("big"), base.path().join("big-too")).unwrap();
-    settle().await;
-    let source = DirectorySource::new(base.path());
-    let full = take(&source).await.unwrap();
-    let parent = Before::new(&full);
-    let at = |name: &str| base.path().join(name);
-    fs::write(at("a/edited"), b"after!").unwrap();
-    fs::write(at("new"), b"new").unwrap();
-    fs::remove_file(at("gone")).unwrap();
-    fs::rename(at("moved"), at("moved-here")).unwrap();
-
-    let request = || SnapshotRequest { parent: Some(&parent), ..SnapshotRequest::full() };
-    let next = take_with(&source, request()).await.unwrap();
-    let referred: Vec<_> = next.items().into_iter().filter(|i| i.origin.is_some()).collect();
-    let names: Vec<_> = referred.iter().map(|i| i.path.to_string()).collect();
-    assert_eq!(names, ["a/same", "a.txt", "big"]);
-    for item in &referred {
-        assert_eq!(*item, *parent.items.iter().find(|i| i.path == item.path).unwrap());
-    }
-    assert_eq!(next.item("big-too").link, Some("big".into()));
-    assert_eq!(next.item("a/edited").sha256, Some(Digest::of(b"after!")));
-    assert!(next.archives[0].1.len() < 20_000);
-    // The proof is that of the tree as it is now: the same as a full backup's.
-    let again = take(&source).await.unwrap();
-    assert_eq!(next.report.proofs, again.report.proofs);
-    assert_eq!(next.paths(), again.paths());
-    assert_eq!(next.report.details["files_unchanged"], 3);
-}
-
-#[tokio::test]
-async fn a_file_changed_just_before_it_was_read_is_read_again_next_time() {
-    let base = tree(&[("fresh", b"fresh")]);
-    let source = DirectorySource::new(base.path());
-    let parent = Before::new(&take(&source).await.unwrap());
-    assert_eq!(parent.items[1].attributes["racy"], true);
-    let request = SnapshotRequest { parent: Some(&parent), ..SnapshotRequest::full() };
-    let next = take_with(&source, request).await.unwrap();
-    assert_eq!(next.item("fresh").origin, None);
-}
-
-#[tokio::test]
-async fn a_parent_of_another_format_gives_a_full_backup() {
-    let base = tree(&[("f", b"f")]);
-    settle().await;
-    let source = DirectorySource::new(base.path());
-    let mut parent = Before::new(&take(&source).await.unwrap());
-    parent.state = Some(serde_json::json!({ "format": 999 }));
-    let request = SnapshotRequest { parent: Some(&parent), ..SnapshotRequest::full() };
-    assert_eq!(take_with(&source, request).await.unwrap().item("f").origin, None);
 }

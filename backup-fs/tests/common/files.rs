@@ -11,9 +11,10 @@ use std::process::Command;
 use backup_core::{Error, Item, Outcome, Snapshot, SnapshotRequest, Source, SourceReport};
 use futures::StreamExt as _;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
+use tempfile::TempDir;
 
 /// Whether `tool` is here. A visible skip if not, a failure if `BACKUP_TEST_REQUIRE` names `tools`.
-pub fn have(tool: &str) -> bool {
+pub(crate) fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
     if !found {
         let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
@@ -23,12 +24,12 @@ pub fn have(tool: &str) -> bool {
     found
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// Runs a command to success and returns its standard output.
-pub fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let out = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{command:?}: {stderr}");
@@ -37,18 +38,18 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// Gives an entry a time in the past, different for each `n`, with nanoseconds.
-pub fn age(path: &Path, n: i64) {
+pub(crate) fn age(path: &Path, n: i64) {
     set_time(path, 1_600_000_000 + n, 123_456_789);
 }
 
-fn set_time(path: &Path, tv_sec: i64, tv_nsec: i64) {
-    let time = Timespec { tv_sec, tv_nsec };
+fn set_time(path: &Path, seconds: i64, nanos: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos };
     let both = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &both, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// Incompressible, reproducible bytes.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -62,7 +63,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// A tree with every kind of entry.
-pub fn every_kind(root: &Path) {
+pub(crate) fn every_kind(root: &Path) {
     let at = |name: &str| root.join(name);
     fs::create_dir_all(at("plain/deep/er")).unwrap();
     fs::write(at("plain/empty"), b"").unwrap();
@@ -225,48 +226,59 @@ fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
+/// A tree of the given files.
+pub(crate) fn tree(files: &[(&str, &[u8])]) -> TempDir {
+    let base = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = base.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+    }
+    base
+}
+
 /// A whole backup in memory.
 #[derive(Debug)]
-pub struct Taken {
-    pub archives: Vec<(String, Vec<u8>)>,
-    pub report: SourceReport,
+pub(crate) struct Taken {
+    pub(crate) archives: Vec<(String, Vec<u8>)>,
+    pub(crate) report: SourceReport,
 }
 
 impl Taken {
-    pub fn items(&self) -> Vec<Item> {
+    pub(crate) fn items(&self) -> Vec<Item> {
         self.report.items.iter().map(Result::unwrap).collect()
     }
 
-    pub fn item(&self, path: &str) -> Item {
+    pub(crate) fn item(&self, path: &str) -> Item {
         self.items()
             .into_iter()
             .find(|i| i.path.as_bytes() == path.as_bytes())
             .unwrap_or_else(|| panic!("{path}"))
     }
 
-    pub fn paths(&self) -> Vec<String> {
+    pub(crate) fn paths(&self) -> Vec<String> {
         self.items().iter().map(|item| item.path.to_string()).collect()
     }
 
-    pub fn warnings(&self) -> Vec<&str> {
+    pub(crate) fn warnings(&self) -> Vec<&str> {
         self.report.warnings.iter().map(|w| w.code.as_ref()).collect()
     }
 
     /// The bytes of an item.
-    pub fn member(&self, item: &Item) -> &[u8] {
+    pub(crate) fn member(&self, item: &Item) -> &[u8] {
         let (_, archive) = self.archives.iter().find(|(name, _)| *name == item.artifact).unwrap();
         &archive[usize::try_from(item.offset).unwrap()..][..usize::try_from(item.length).unwrap()]
     }
 
     /// Has GNU tar extract all archives as one stream.
-    pub fn extract(&self, into: &Path) {
+    pub(crate) fn extract(&self, into: &Path) {
         let whole: Vec<u8> = self.archives.iter().flat_map(|(_, archive)| archive.iter().copied()).collect();
         untar(&whole, into);
     }
 }
 
 /// Has GNU tar extract one archive, or several that follow each other.
-pub fn untar(archive: &[u8], into: &Path) {
+pub(crate) fn untar(archive: &[u8], into: &Path) {
     let file = into.with_extension("tar");
     fs::write(&file, archive).unwrap();
     let mut tar = Command::new("tar");
@@ -278,11 +290,11 @@ pub fn untar(archive: &[u8], into: &Path) {
 }
 
 /// Backs up to the end.
-pub async fn take(source: &dyn Source) -> Result<Taken, Error> {
+pub(crate) async fn take(source: &dyn Source) -> Result<Taken, Error> {
     take_with(source, SnapshotRequest::full()).await
 }
 
-pub async fn take_with(source: &dyn Source, request: SnapshotRequest<'_>) -> Result<Taken, Error> {
+pub(crate) async fn take_with(source: &dyn Source, request: SnapshotRequest<'_>) -> Result<Taken, Error> {
     let mut snapshot = source.snapshot(request).await?;
     let taken = drain(snapshot.as_mut()).await;
     let outcome = if taken.is_ok() { Outcome::Committed } else { Outcome::Aborted };
@@ -303,7 +315,7 @@ async fn drain(snapshot: &mut dyn Snapshot) -> Result<Taken, Error> {
 }
 
 /// What rsync finds different between two trees: contents, owners, modes, times, links, attributes, ACLs.
-pub fn differences(left: &Path, right: &Path) -> String {
+pub(crate) fn differences(left: &Path, right: &Path) -> String {
     if !have("rsync") {
         return String::new();
     }
@@ -314,7 +326,7 @@ pub fn differences(left: &Path, right: &Path) -> String {
 }
 
 /// Has rsync compare two trees, and looks at the nanoseconds, which it does not.
-pub fn assert_same_tree(left: &Path, right: &Path) {
+pub(crate) fn assert_same_tree(left: &Path, right: &Path) {
     assert_eq!(differences(left, right), "", "the trees differ");
     let times = |root: &Path| {
         let mut paths = Vec::new();
