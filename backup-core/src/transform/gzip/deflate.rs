@@ -37,12 +37,18 @@ thread_local! {
 /// Compresses `plain` (at most a block) to a whole member.
 pub(super) fn member(plain: &[u8], level: u32) -> Result<Bytes> {
     DEFLATER.with_borrow_mut(|slot| {
-        if slot.as_ref().is_none_or(|d| d.level != level) {
-            let compress = Compress::new(Compression::new(level), false);
-            *slot = Some(Deflater { level, compress, scratch: Vec::new() });
-        }
-        let Some(deflater) = slot else { return Err(internal("no compressor")) };
-        deflater.member(plain)
+        let mut deflater = match slot.take() {
+            Some(deflater) if deflater.level == level => deflater,
+            _ => Deflater {
+                level,
+                compress: Compress::new(Compression::new(level), false),
+                scratch: Vec::new(),
+            },
+        };
+        let member = deflater.member(plain)?;
+        // Put back only when its stream was ended: see `shrinks` for why an unended one must not be used again.
+        *slot = Some(deflater);
+        Ok(member)
     })
 }
 
