@@ -57,9 +57,9 @@ fn with_passphrase(mut command: Command, passphrase: &str) -> Command {
 /// Runs the decoder on damaged input, which must fail; returns what it wrote before.
 fn refused(mut command: Command, dir: &Path, input: &[u8]) -> Vec<u8> {
     let path = dir.join("input");
-    std::fs::write(&path, input).unwrap();
-    let input = std::fs::File::open(&path).unwrap();
-    let output = command.stdin(Stdio::from(input)).output().unwrap();
+    std::fs::write(&path, input).expect("a written file");
+    let input = std::fs::File::open(&path).expect("the file just written");
+    let output = command.stdin(Stdio::from(input)).output().expect("python3 runs");
     assert!(!output.status.success());
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.starts_with("decrypt.py: ") && !message.contains("Traceback"), "{message}");

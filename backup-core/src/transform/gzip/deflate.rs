@@ -122,16 +122,15 @@ fn next_run(bytes: &[u8]) -> (bool, usize) {
     let mut pieces = bytes.chunks(PIECE);
     let Some(first) = pieces.next() else { return (false, 0) };
     let random = looks_random(first);
-    let more = pieces.take_while(|piece| looks_random(piece) == random).map(<[u8]>::len).sum::<usize>();
+    // The trial costs more than the histogram, and once in a run of random pieces is enough of it.
+    let continues = |piece: &&[u8]| if random { evenly_spread(piece) } else { !looks_random(piece) };
+    let more = pieces.take_while(continues).map(<[u8]>::len).sum::<usize>();
     (random, first.len() + more)
 }
 
 /// Whether compressing `piece` would gain next to nothing.
 fn looks_random(piece: &[u8]) -> bool {
-    if piece.len() < TRIAL {
-        return false;
-    }
-    evenly_spread(piece) && !shrinks(&piece[(piece.len() - TRIAL) / 2..][..TRIAL])
+    piece.len() >= TRIAL && evenly_spread(piece) && !shrinks(&piece[(piece.len() - TRIAL) / 2..][..TRIAL])
 }
 
 /// Whether all byte values are about equally frequent: the collision entropy is above 7.8 bits a byte.
