@@ -27,6 +27,8 @@ mod servers;
 pub mod sink;
 mod source;
 mod target;
+pub mod tools;
+pub mod transform;
 
 pub use bytes::{collect, noise};
 pub use capture::{Captured, capture};
