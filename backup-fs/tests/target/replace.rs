@@ -9,7 +9,7 @@ use backup_core::{
 };
 use backup_fs::{DirectoryTarget, Owners};
 
-use crate::support::*;
+use crate::support::{items as items_of, *};
 
 fn target(path: &Path) -> DirectoryTarget {
     let target = DirectoryTarget::new(path);
@@ -32,10 +32,14 @@ async fn replace(
             needed.push(item.path.to_string());
         }
     }
-    let mut args = vec!["--format=pax", "--xattrs", "--acls", "--no-recursion", "-cf", "-"];
-    args.extend(needed.iter().map(String::as_str));
-    let archive = run("tar", &args, from);
-    restore.artifact(ArtifactReader::from_bytes(meta(), archive)).await.unwrap();
+    let (archive, all) = (tar(from, &[]), items_of(from));
+    let ranges = member_ranges(&archive);
+    assert_eq!(ranges.len(), all.len());
+    let parts = all.iter().zip(ranges).filter(|(item, _)| needed.contains(&item.path.to_string()));
+    let parts = parts.map(|(_, range)| range).collect();
+    let size = archive.len() as u64;
+    let reader = ArtifactReader::new(meta(), size, Some(parts), Arc::new(InPieces(archive)));
+    restore.artifact(reader).await.unwrap();
     let proof = restore.prove().await.unwrap()["files"];
     let (report, undo) = restore.commit().await.unwrap();
     (proof, report, undo, needed)
@@ -60,7 +64,7 @@ async fn the_old_tree_is_kept_until_dropped_and_undo_brings_it_back() {
         let (from, to, copy) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("copy"));
         tree(&from);
         sh("mkdir to; printf old > to/old; chmod 0711 to; cp -a to copy", dir.path());
-        let items = items(&from);
+        let items = items_of(&from);
         let (proof, report, undo, needed) = replace(&from, &to, &mut plan(&[0; 100_000]), &items).await;
         assert_eq!(proof, proof_of(&items));
         assert_eq!(needed.len(), items.len());
@@ -91,7 +95,7 @@ async fn unchanged_files_are_linked_and_the_others_are_read() {
         cp -a from to; chmod 0600 to/mode; printf bbbb > to/content; touch -r from/content to/content
         printf extra > to/extra", dir.path());
     let before = std::fs::metadata(to.join("same")).unwrap().ino();
-    let items = items(&from);
+    let items = items_of(&from);
     let (proof, report, undo, needed) = replace(&from, &to, &mut plan(&[0; 100_000]), &items).await;
     assert_eq!(proof, proof_of(&items));
     assert_eq!(report.items, items.len() as u64);
@@ -118,7 +122,7 @@ async fn two_items_never_become_one_file() {
         cp -p from/a to/a; ln to/a to/b",
         dir.path(),
     );
-    let items = items(&from);
+    let items = items_of(&from);
     let (proof, ..) = replace(&from, &to, &mut plan(&[0; 10_000]), &items).await;
     assert_eq!(proof, proof_of(&items));
     assert_ne!(
@@ -141,7 +145,7 @@ async fn what_is_not_selected_stays_as_it_was() {
         cp -a to copy", dir.path());
     let mut plan = plan(&[0; 10_000]);
     plan.selection = Selection::globs(["a/b"]).unwrap();
-    let selected: Vec<_> = items(&from).into_iter().filter(|i| plan.selection.matches(&i.path)).collect();
+    let selected: Vec<_> = items_of(&from).into_iter().filter(|i| plan.selection.matches(&i.path)).collect();
     let (proof, report, undo, _) = replace(&from, &to, &mut plan, &selected).await;
     assert_eq!(proof, proof_of(&selected));
     assert_eq!(report.items, 2);
@@ -184,7 +188,7 @@ async fn undo_refuses_when_the_trees_were_moved() {
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     tree(&from);
     sh("mkdir to; printf old > to/old", dir.path());
-    let items = items(&from);
+    let items = items_of(&from);
     let (_, report, undo, _) = replace(&from, &to, &mut plan(&[0; 10_000]), &items).await;
     sh("mv to elsewhere; mkdir to; printf new > to/new", dir.path());
     assert_eq!(undo.unwrap().undo().await.err().unwrap().kind(), ErrorKind::WrongPlace);

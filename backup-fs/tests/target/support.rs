@@ -79,10 +79,13 @@ pub(crate) struct InPieces(pub(crate) Vec<u8>);
 impl backup_core::ArtifactBytes for InPieces {
     fn open(
         &self,
-        _: Option<std::ops::Range<u64>>,
+        range: Option<std::ops::Range<u64>>,
     ) -> futures::future::BoxFuture<'static, Result<backup_core::ByteStream>> {
         let mut pieces = Vec::new();
         let mut rest = Bytes::from(self.0.clone());
+        if let Some(range) = range {
+            rest = rest.slice(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap());
+        }
         let mut length = 1;
         while !rest.is_empty() {
             pieces.push(Ok(rest.split_to(length.min(rest.len()))));
@@ -322,5 +325,22 @@ pub(crate) fn member_of_size(name: &[u8], kind: u8, link: &[u8], data: &[u8], si
     let mut all = header.to_vec();
     all.extend_from_slice(data);
     all.resize(all.len().next_multiple_of(512), 0);
+    all
+}
+
+/// Where the members of an archive are, each with the headers before it.
+pub(crate) fn member_ranges(archive: &[u8]) -> Vec<std::ops::Range<u64>> {
+    let mut all = Vec::new();
+    let (mut start, mut at) = (0, 0);
+    while archive.get(at).is_some_and(|&b| b != 0) {
+        let size = std::str::from_utf8(&archive[at + 124..at + 135]).unwrap();
+        let size = usize::from_str_radix(size, 8).unwrap();
+        let kind = archive[at + 156];
+        at += 512 + size.next_multiple_of(512);
+        if !b"xgLK".contains(&kind) {
+            all.push(start as u64..at as u64);
+            start = at;
+        }
+    }
     all
 }
