@@ -96,10 +96,17 @@ pub(crate) fn swap(
             journal(stage, &about)?;
             after(Step::Journaled)?;
             let old_is_at = replace(stage, exchange, &mut after)?;
-            fsync(parent).map_err(io)?;
+            let left = |error: Error| {
+                error
+                    .message(
+                        "the restored tree is in place; the next restore here gives the old tree its name",
+                    )
+                    .with("old_tree", ItemPath::new(stage.name.as_slice()))
+            };
+            fsync(parent).map_err(|e| left(io(e)))?;
             after(Step::Exchanged)?;
             renameat(&stage.wrapper, old_is_at, parent, keep_as.as_slice())
-                .map_err(|e| failed("name the old tree", &keep_as, e))?;
+                .map_err(|e| left(failed("name the old tree", &keep_as, e)))?;
             fsync(parent).map_err(io)?;
             after(Step::Kept)?;
             Ok(Some(Kept {
@@ -115,6 +122,8 @@ pub(crate) fn swap(
 }
 
 /// Exchanges the trees; returns where in the staging directory the old one is now.
+///
+/// From the first rename on the staging directory holds the user's tree: dropping the stage must not remove it.
 fn replace(
     stage: &Stage,
     exchange: bool,
@@ -123,24 +132,23 @@ fn replace(
     let (parent, name) = (&stage.destination.parent, stage.destination.name.as_slice());
     if exchange {
         match renameat_with(&stage.wrapper, TREE, parent, name, RenameFlags::EXCHANGE) {
-            Ok(()) => return Ok(TREE),
+            Ok(()) => {
+                stage.keep();
+                return Ok(TREE);
+            }
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
             Err(e) => return Err(failed("exchange old and restored tree", name, e)),
         }
     }
     renameat(parent, name, &stage.wrapper, OLD).map_err(|e| failed("move the old tree away", name, e))?;
+    stage.keep();
     after(Step::MovedAway)?;
     if let Err(e) = renameat(&stage.wrapper, TREE, parent, name) {
-        let back = renameat(&stage.wrapper, OLD, parent, name);
         let error = failed("move the restored tree in place", name, e);
-        if back.is_err() {
-            // The journal is there; whoever restores next moves it back. Until then it must not be removed.
-            stage.set_committed();
-            return Err(
-                error.message("the old tree could not be moved back either; the next restore does it")
-            );
-        }
-        return Err(error);
+        return Err(match renameat(&stage.wrapper, OLD, parent, name) {
+            Ok(()) => error,
+            Err(_) => error.message("the old tree could not be moved back either; the next restore does it"),
+        });
     }
     Ok(OLD)
 }
@@ -311,3 +319,6 @@ impl Undo for Kept {
         blocking(move || Kept::drop_old(&self)).await
     }
 }
+
+#[cfg(test)]
+mod tests;
