@@ -23,6 +23,7 @@ use super::stage::{Found, Stage, TREE, prefix, random};
 use super::{OPERATION, blocking, failed};
 
 const JOURNAL: &str = "swap.json";
+const UNFINISHED_JOURNAL: &str = "swap.json.new";
 const OLD: &str = "old";
 const MAX_JOURNAL: u64 = 64 * 1024;
 
@@ -157,8 +158,9 @@ fn journal(stage: &Stage, journal: &Journal) -> Result<()> {
     let io = |e| Error::io("write journal of the exchange", e);
     let text = serde_json::to_vec(journal)
         .map_err(|e| Error::new(ErrorKind::Internal, "write journal of the exchange").caused_by(e))?;
-    let mut file = stage.file(JOURNAL)?;
+    let mut file = stage.file(UNFINISHED_JOURNAL)?;
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(io)?;
+    renameat(&stage.wrapper, UNFINISHED_JOURNAL, &stage.wrapper, JOURNAL).map_err(|e| io(e.into()))?;
     fsync(&stage.wrapper).and_then(|()| fsync(&stage.destination.parent)).map_err(|e| io(e.into()))
 }
 
@@ -211,9 +213,8 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
         return Ok(());
     }
     if let Some(journal) = read_journal(&wrapper)? {
-        if journal.destination.as_bytes() != name {
-            return Ok(());
-        }
+        // It speaks of another destination, or cannot be read: then nobody knows which tree is the user's.
+        let Some(journal) = journal.filter(|j| j.destination.as_bytes() == name) else { return Ok(()) };
         // What is not the new tree is the user's, and never removed.
         for place in [TREE.as_bytes(), OLD.as_bytes()] {
             let Some(found) = inode(&wrapper, place).map_err(io)? else { continue };
@@ -235,7 +236,9 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
     remove_tree(parent, entry)
 }
 
-fn read_journal(wrapper: &OwnedFd) -> Result<Option<Journal>> {
+/// The journal, if there is one, and if it can be understood.
+#[allow(clippy::option_option, reason = "absent and unreadable mean opposite things here")]
+fn read_journal(wrapper: &OwnedFd) -> Result<Option<Option<Journal>>> {
     let io = |e| Error::io("read journal of an earlier restore", e);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match openat(wrapper, JOURNAL, flags, Mode::empty()) {
@@ -245,8 +248,7 @@ fn read_journal(wrapper: &OwnedFd) -> Result<Option<Journal>> {
     };
     let mut text = Vec::new();
     std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_JOURNAL), &mut text).map_err(io)?;
-    // It is synced before the first rename: an unreadable one means that none happened.
-    Ok(serde_json::from_slice(&text).ok())
+    Ok(Some(serde_json::from_slice(&text).ok()))
 }
 
 /// The old tree, kept.
