@@ -225,10 +225,15 @@ impl Extractor<'_> {
                 .with("link", ItemPath::new(link.as_slice()))
         };
         let content = if layout.selects(&link) {
-            layout.file_place(&link)?
+            let content = layout.file_place(&link)?;
+            if content == place {
+                return Err(absent());
+            }
+            content
         } else {
             layout.file_place(layout.alias(&link).ok_or_else(absent)?)?
         };
+        // The first link to content that was not selected has got it already.
         if content != place {
             self.helpers.wait();
             let (from_dir, from) = split(&content);

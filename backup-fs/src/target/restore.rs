@@ -156,7 +156,6 @@ impl Shared {
         // All of it is on disk before any of it can be seen.
         rustix::fs::syncfs(&self.stage.tree).map_err(|e| Error::io("sync restored files", e.into()))?;
         let kept = swap(&self.stage, true, |_| Ok(()))?;
-        self.stage.set_committed();
         let mut report = RestoreReport {
             items: tree.items,
             bytes: tree.bytes,
