@@ -7,6 +7,7 @@ mod commit;
 mod contents;
 mod export;
 mod notes;
+mod parent;
 mod restore;
 mod verify;
 mod wrap;
