@@ -149,7 +149,7 @@ impl Extractor<'_> {
             self.tree.spool.push(&Record::Staged(entry.clone()))?;
             return self.helpers.submit(&self.send, SmallFile { dir, entry, data });
         }
-        let (member, file) = self.write(member, &dir, split(&place).1, archive, None)?;
+        let (member, file) = write(member, &dir, split(&place).1, archive, None)?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
@@ -165,55 +165,10 @@ impl Extractor<'_> {
     ) -> Result<()> {
         let dir = self.tree.parent(split(&place).0)?;
         let mut hasher = Hasher::new();
-        let (member, file) = self.write(member, &dir, split(&place).1, archive, Some(&mut hasher))?;
+        let (member, file) = write(member, &dir, split(&place).1, archive, Some(&mut hasher))?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Content { entry, sha256: hasher.finish() })
-    }
-
-    /// Creates a file and writes the member's data, leaving holes where it has none.
-    fn write(
-        &mut self,
-        mut member: Member,
-        dir: &OwnedFd,
-        name: &[u8],
-        archive: &mut Archive<impl Chunks>,
-        mut hasher: Option<&mut Hasher>,
-    ) -> Result<(Member, File)> {
-        let io = |e| failed("write file", &member.path, e);
-        let mut file = create(dir, name).map_err(|e| exists_or(&member.path, "create file", e))?;
-        if let Some(extents) = member.sparse.take() {
-            file.set_len(member.size).map_err(io)?;
-            let mut hashed = 0;
-            for extent in extents {
-                let (mut at, end) = (extent.offset, extent.offset + extent.length);
-                if let Some(hasher) = hasher.as_deref_mut() {
-                    hash_zeros(hasher, at - hashed);
-                    hashed = end;
-                }
-                while at < end {
-                    let limit = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-                    // The map was checked: it adds up to the data there is.
-                    let Some(data) = archive.data(limit)? else { break };
-                    file.write_all_at(&data, at).map_err(io)?;
-                    at += data.len() as u64;
-                    if let Some(hasher) = hasher.as_deref_mut() {
-                        hasher.update(&data);
-                    }
-                }
-            }
-            if let Some(hasher) = hasher {
-                hash_zeros(hasher, member.size - hashed);
-            }
-        } else {
-            while let Some(data) = archive.data(PIECE)? {
-                file.write_all(&data).map_err(io)?;
-                if let Some(hasher) = hasher.as_deref_mut() {
-                    hasher.update(&data);
-                }
-            }
-        }
-        Ok((member, file))
     }
 
     fn hard_link(&mut self, member: &Member, item: Vec<u8>) -> Result<()> {
@@ -263,6 +218,50 @@ impl Extractor<'_> {
         apply(&handle, &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
     }
+}
+
+/// Creates a file and writes the member's data, leaving holes where it has none.
+fn write(
+    mut member: Member,
+    dir: &OwnedFd,
+    name: &[u8],
+    archive: &mut Archive<impl Chunks>,
+    mut hasher: Option<&mut Hasher>,
+) -> Result<(Member, File)> {
+    let io = |e| failed("write file", &member.path, e);
+    let mut file = create(dir, name).map_err(|e| exists_or(&member.path, "create file", e))?;
+    if let Some(extents) = member.sparse.take() {
+        file.set_len(member.size).map_err(io)?;
+        let mut covered = 0;
+        for extent in extents {
+            let (mut at, end) = (extent.offset, extent.offset + extent.length);
+            if let Some(hasher) = hasher.as_deref_mut() {
+                hash_zeros(hasher, at - covered);
+                covered = end;
+            }
+            while at < end {
+                let limit = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+                // The map was checked: it adds up to the data there is.
+                let Some(data) = archive.data(limit)? else { break };
+                file.write_all_at(&data, at).map_err(io)?;
+                at += data.len() as u64;
+                if let Some(hasher) = hasher.as_deref_mut() {
+                    hasher.update(&data);
+                }
+            }
+        }
+        if let Some(hasher) = hasher {
+            hash_zeros(hasher, member.size - covered);
+        }
+    } else {
+        while let Some(data) = archive.data(PIECE)? {
+            file.write_all(&data).map_err(io)?;
+            if let Some(hasher) = hasher.as_deref_mut() {
+                hasher.update(&data);
+            }
+        }
+    }
+    Ok((member, file))
 }
 
 fn create(dir: &OwnedFd, name: &[u8]) -> Result<File, Errno> {
