@@ -18,4 +18,8 @@
 //! Sources: IEEE Std 1003.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; the GNU tar manual,
 //! "Sparse Formats: PAX Format, Version 1.0"; `xheader.c` and `xattrs.c` of GNU tar 1.34.
 
+pub(crate) mod header;
+pub(crate) mod pax;
 pub(crate) mod read;
+pub(crate) mod sparse;
+pub(crate) mod write;
