@@ -175,10 +175,7 @@ impl Extractor<'_> {
         let layout = &self.shared.layout;
         let place = layout.file_place(&item)?;
         let link = clean(&member.link)?;
-        let absent = || {
-            Error::invalid(OPERATION, "a hard link leads to something the archive did not restore before it")
-                .with("link", ItemPath::new(link.as_slice()))
-        };
+        let absent = || leads_nowhere(&link);
         let content = if layout.selects(&link) {
             let content = layout.file_place(&link)?;
             if content == place {
@@ -191,14 +188,9 @@ impl Extractor<'_> {
         // The first link to content that was not selected has got it already.
         if content != place {
             self.helpers.wait();
-            let (from_dir, from) = split(&content);
-            let (to_dir, to) = split(&place);
-            let from_dir = self.tree.dirs.find(from_dir).map_err(|_| absent())?;
-            let to_dir = self.tree.parent(to_dir)?;
-            match linkat(&from_dir, from, &to_dir, to, AtFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::NOENT | Errno::PERM) => return Err(absent()),
-                Err(e) => return Err(exists_or(&item, "create hard link", e)),
+            if !link_to(self.tree, &content, &place)? {
+                // The content may be in an artifact that comes later.
+                self.tree.late_links.push((content.clone(), place.clone()));
             }
         }
         self.tree.spool.push(&Record::HardLink { item, place, link, content })
@@ -218,6 +210,40 @@ impl Extractor<'_> {
         apply(&handle, &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
     }
+}
+
+/// Makes the links whose content came after them.
+pub(crate) fn finish_links(tree: &mut Tree) -> Result<()> {
+    for (content, place) in std::mem::take(&mut tree.late_links) {
+        if !link_to(tree, &content, &place)? {
+            return Err(leads_nowhere(&content));
+        }
+    }
+    Ok(())
+}
+
+/// Makes `place` a further name of the file at `content`; `false` if there is none.
+fn link_to(tree: &mut Tree, content: &[u8], place: &[u8]) -> Result<bool> {
+    let (from_dir, from) = split(content);
+    let (to_dir, to) = split(place);
+    let to_dir = tree.parent(to_dir)?;
+    let from_dir = match tree.dirs.find(from_dir) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(_) => return Err(leads_nowhere(content)),
+    };
+    match linkat(&from_dir, from, &to_dir, to, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        // A directory.
+        Err(Errno::PERM) => Err(leads_nowhere(content)),
+        Err(e) => Err(exists_or(place, "create hard link", e)),
+    }
+}
+
+fn leads_nowhere(content: &[u8]) -> Error {
+    Error::invalid(OPERATION, "a hard link leads to something that is not a restored file: refused")
+        .with("link", ItemPath::new(content))
 }
 
 /// Creates a file and writes the member's data, leaving holes where it has none.

@@ -7,6 +7,7 @@
 )]
 
 mod crash;
+mod engine;
 mod hostile;
 mod replace;
 mod round_trip;
