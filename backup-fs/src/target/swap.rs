@@ -38,6 +38,16 @@ struct Journal {
     keep_as: ItemPath,
 }
 
+impl Journal {
+    /// Whether it belongs to the destination `name`, and keeps the old tree beside it and nowhere else.
+    fn speaks_of(&self, name: &[u8]) -> bool {
+        let beside = [prefix(name).as_slice(), b"before-"].concat();
+        self.destination.as_bytes() == name
+            && self.keep_as.as_bytes().starts_with(&beside)
+            && !self.keep_as.as_bytes().contains(&b'/')
+    }
+}
+
 /// A step of a replacing swap, after which a test may stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -208,13 +218,18 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
         Err(Errno::NOENT | Errno::ACCESS) => return Ok(()),
         Err(e) => return Err(io(e)),
     };
+    // In a directory that others may write to, anyone could have made one and put a journal in it.
+    let stat = fstat(&wrapper).map_err(io)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Ok(());
+    }
     if flock(&wrapper, FlockOperation::NonBlockingLockExclusive).is_err() {
         // Its process lives, or cannot be asked.
         return Ok(());
     }
     if let Some(journal) = read_journal(&wrapper)? {
         // It speaks of another destination, or cannot be read: then nobody knows which tree is the user's.
-        let Some(journal) = journal.filter(|j| j.destination.as_bytes() == name) else { return Ok(()) };
+        let Some(journal) = journal.filter(|j| j.speaks_of(name)) else { return Ok(()) };
         // What is not the new tree is the user's, and never removed.
         for place in [TREE.as_bytes(), OLD.as_bytes()] {
             let Some(found) = inode(&wrapper, place).map_err(io)? else { continue };

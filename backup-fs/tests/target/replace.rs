@@ -207,7 +207,8 @@ async fn leftovers_of_dead_processes_are_removed_and_other_names_are_not() {
     tree(&from);
     let archive = tar(&from, &[]);
     sh("mkdir -p .to.restore-20261120T020000Z-9f04c1-0123abcd/tree/x .to.discard-0123abcd/y .to.restore-mine .to.before-x
-        mkdir .to.restore-20261120T020000Z-9f04c1-nothex00 .other.discard-0123abcd", dir.path());
+        mkdir .to.restore-20261120T020000Z-9f04c1-nothex00 .other.discard-0123abcd
+        chmod 0700 .to.restore-20261120T020000Z-9f04c1-0123abcd", dir.path());
     restore(&target(&dir.path().join("to")), &plan(&archive), &archive).await.unwrap();
     assert_eq!(
         names(dir.path()),
