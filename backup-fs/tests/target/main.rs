@@ -11,6 +11,5 @@ mod engine;
 mod hostile;
 mod replace;
 mod round_trip;
-mod speed;
 mod support;
 mod unprivileged;
