@@ -51,21 +51,21 @@ fn codec(content: &str, name: &str, chain: &Chain, plain: &Bytes) -> Fallible<()
     };
     let start = Instant::now();
     let mut encoded = Vec::with_capacity(plain.len() + plain.len() / 8);
-    let mut encoder = chain.encoder(&cx)?;
+    let mut writer = chain.encoder(&cx)?;
     for at in (0..plain.len()).step_by(PIECE) {
-        encoder.push(plain.slice(at..(at + PIECE).min(plain.len())), &mut encoded)?;
+        writer.push(plain.slice(at..(at + PIECE).min(plain.len())), &mut encoded)?;
     }
-    encoder.finish(&mut encoded)?;
+    writer.finish(&mut encoded)?;
     let encoding = start.elapsed();
 
     let encoded = Bytes::from(encoded);
     let start = Instant::now();
     let mut decoded = Vec::with_capacity(plain.len());
-    let mut decoder = chain.decoder(&cx, Some(plain.len() as u64))?;
+    let mut reader = chain.decoder(&cx, Some(plain.len() as u64))?;
     for at in (0..encoded.len()).step_by(PIECE) {
-        decoder.push(encoded.slice(at..(at + PIECE).min(encoded.len())), &mut decoded)?;
+        reader.push(encoded.slice(at..(at + PIECE).min(encoded.len())), &mut decoded)?;
     }
-    decoder.finish(&mut decoded)?;
+    reader.finish(&mut decoded)?;
     let decoding = start.elapsed();
     if decoded != plain.as_ref() {
         return Err(format!("{name} does not give back what it got").into());

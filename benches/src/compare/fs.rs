@@ -160,10 +160,10 @@ fn size_below(root: &Path) -> Fallible<u64> {
 /// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`, or `--worker tree <directory> <MiB>` to
 /// make only the tree, for profiling one side by hand.
 pub(crate) fn worker(words: &[String]) -> Fallible<()> {
-    if let [verb, directory, size] = words {
-        if verb == "tree" {
-            return Ok(tree::make(Path::new(directory), size.parse::<u64>()? << 20)?);
-        }
+    if let [verb, directory, size] = words
+        && verb == "tree"
+    {
+        return Ok(tree::make(Path::new(directory), size.parse::<u64>()? << 20)?);
     }
     let [verb, chain, key, repository, tree, back] = words else {
         return Err("a worker takes six words".into());
