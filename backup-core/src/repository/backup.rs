@@ -27,7 +27,7 @@ use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING};
+use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
 use crate::manifest::{
     FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
@@ -177,6 +177,7 @@ impl<'a> Backup<'a> {
                 id,
                 dir: dir.clone(),
                 started,
+                parent: None,
                 key: None,
                 alive: inner.sinks.iter().cloned().enumerate().collect(),
                 failed: Vec::new(),
@@ -245,6 +246,8 @@ struct Run<'a> {
     id: BackupId,
     dir: BackupDir,
     started: DateTime<Utc>,
+    /// The backup an incremental is made against.
+    parent: Option<BackupId>,
     key: Option<BackupKey>,
     /// The sinks that have everything so far.
     alive: Vec<Numbered>,
@@ -269,11 +272,16 @@ impl Run<'_> {
         keep_for: Option<TimeDelta>,
     ) -> Result<Prepared> {
         let previous = self.previous().await?;
-        let pending = Pending::new(&self.set, self.id, None);
+        let pending = Pending::new(&self.set, self.id, self.parent);
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
         self.lose(failures)?;
+        if let Some(parent) = self.parent {
+            let failures =
+                self.inner.ensure_parent(&self.alive, &self.set, parent, &self.pipeline.watch).await?;
+            self.lose(failures)?;
+        }
         self.wrap_key().await?;
 
         let request =
@@ -326,8 +334,8 @@ impl Run<'_> {
     /// The newest backup of the set before this one.
     async fn previous(&self) -> Result<Option<Previous>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let (ids, _) = catalog.ids().await?;
-        for id in ids.into_keys().rev().filter(|id| *id < self.id) {
+        let found = catalog.ids().await?;
+        for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
@@ -405,7 +413,8 @@ impl Run<'_> {
     ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
         let Artifact { meta, data } = artifact;
         let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
-        if meta.name.is_empty() || meta.name == DETAILS || object == MANIFEST || object == PENDING {
+        let reserved = [MANIFEST, PENDING, PINNED].contains(&object.as_str());
+        if meta.name.is_empty() || meta.name == DETAILS || reserved {
             return Err(Error::new(ErrorKind::SourceFailed, "read source")
                 .message("the source gave an artifact a reserved name")
                 .with("artifact", &meta.name));
@@ -539,6 +548,13 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    match inner.still_ours(&alive, dir, &manifest, watch).await {
+        Ok(lost) => {
+            alive.retain(|(n, _)| lost.iter().all(|(failed, _)| failed != n));
+            failed.extend(lost);
+        }
+        Err(error) => failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error))),
+    }
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
