@@ -133,10 +133,10 @@ impl Catalog<'_> {
                 }
             }
         }
-        if found.unreachable.len() == self.inner.sinks.len() {
-            if let Some((_, error)) = found.unreachable.pop() {
-                return Err(error);
-            }
+        if found.unreachable.len() == self.inner.sinks.len()
+            && let Some((_, error)) = found.unreachable.pop()
+        {
+            return Err(error);
         }
         Ok(found)
     }
