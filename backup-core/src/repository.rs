@@ -1,14 +1,20 @@
 //! [`Repository`]: sinks, a transform chain and keys together, and the verbs on them.
 
+mod access;
 mod backup;
 mod builder;
 mod catalog;
+mod clear;
 mod commit;
 mod contents;
 mod export;
+mod guard;
 mod notes;
 mod parent;
+mod pin;
+mod prune;
 mod restore;
+mod sweep;
 mod verify;
 mod wrap;
 
@@ -20,7 +26,9 @@ pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
 pub use contents::Contents;
 pub use export::Export;
+pub use prune::{DeletedBackup, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use sweep::{Sweep, SweepReport, Swept};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
 use crate::engine::retry::Patience;
@@ -28,6 +36,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
+use crate::retention::{PitrRange, RetentionPolicy, pitr_ranges};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::{Chain, Transform};
@@ -107,6 +116,36 @@ impl Repository {
     /// Restores a backup of `set`: choose which, then into what.
     pub fn restore<'a>(&'a self, set: &str) -> RestoreBuilder<'a> {
         RestoreBuilder::new(self, set)
+    }
+
+    /// Plans which backups of `set` go by `policy`, and then deletes them.
+    ///
+    /// ```
+    /// # async fn example() -> backup_core::Result<()> {
+    /// use backup_core::{Gfs, MemorySink, MemorySource, Repository};
+    ///
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// repo.backup("app/data", &MemorySource::new().artifact("greeting", "hello")).await?;
+    ///
+    /// let plan = repo.prune("app/data", &Gfs::new().daily(30).monthly(12)).plan().await?;
+    /// println!("{plan}"); // what goes and what stays on each sink, and why
+    /// let report = plan.execute().await?.into_result()?;
+    /// assert!(report.deleted.is_empty()); // never the last one
+    /// # Ok(()) }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub fn prune<'a>(&'a self, set: &str, policy: &'a dyn RetentionPolicy) -> Prune<'a> {
+        Prune::new(self, set, policy)
+    }
+
+    /// Removes what runs of `set` that died left behind, and unfinished uploads.
+    pub fn sweep<'a>(&'a self, set: &str) -> Sweep<'a> {
+        Sweep::new(self, set)
+    }
+
+    /// The intervals in which every moment can be restored from the backups and log slices of `set`, oldest first.
+    pub async fn pitr_ranges(&self, set: &str) -> Result<Vec<PitrRange>> {
+        Ok(pitr_ranges(&self.backups(set).await?))
     }
 
     /// Reads artifacts of a backup as plain bytes, verified: to hand them to another tool.

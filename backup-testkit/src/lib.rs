@@ -19,6 +19,7 @@
 
 mod bytes;
 mod capture;
+mod crash;
 mod faulty;
 mod operation;
 mod recording;
@@ -32,6 +33,7 @@ pub mod transform;
 
 pub use bytes::{collect, noise};
 pub use capture::{Captured, capture};
+pub use crash::{Crash, CrashChild, Ended, Kill};
 pub use faulty::{Fault, FaultySink, Rule};
 pub use operation::Operation;
 pub use recording::{Record, RecordingSink};

@@ -28,7 +28,7 @@ use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING};
+use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
 use crate::manifest::{
     FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
@@ -279,12 +279,13 @@ struct Prepared {
 impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         let previous = self.previous().await?;
-        let parent = if options.incremental { self.parent().await? } else { None };
+        let mut parent = if options.incremental { self.parent().await? } else { None };
         let pending = Pending::new(&self.set, self.id, parent.as_ref().map(ParentReader::id));
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
         self.lose(failures)?;
+        let full_instead = self.give_up_unusable(&mut parent).await?;
         self.wrap_key().await?;
 
         let request = SnapshotRequest {
@@ -299,7 +300,8 @@ impl Run<'_> {
             self.pipeline.watch.event(&Event::Warning(warning));
         }
         let items = report.items.len();
-        let (proofs, warnings) = (report.proofs.clone(), report.warnings.clone());
+        let (proofs, mut warnings) = (report.proofs.clone(), report.warnings.clone());
+        warnings.extend(full_instead);
         let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
         let mut manifest = Manifest {
@@ -345,8 +347,8 @@ impl Run<'_> {
     /// The newest backup of the set before this one.
     async fn previous(&self) -> Result<Option<Previous>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let (ids, _) = catalog.ids().await?;
-        for id in ids.into_keys().rev().filter(|id| *id < self.id) {
+        let found = catalog.ids().await?;
+        for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
@@ -359,6 +361,19 @@ impl Run<'_> {
     async fn parent(&self) -> Result<Option<Parent>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
         self.inner.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+    }
+
+    /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker
+    /// names it by now: a prune that begins later leaves it.
+    async fn give_up_unusable(&self, parent: &mut Option<Parent>) -> Result<Option<Warning>> {
+        let Some(id) = parent.as_ref().map(ParentReader::id) else { return Ok(None) };
+        let watch = &self.pipeline.watch;
+        let mut failures = self.inner.ensure_parent(&self.alive, &self.set, id, watch).await?;
+        let Some((_, why)) = failures.pop() else { return Ok(None) };
+        *parent = None;
+        let warning = Warning::new("full-instead-of-incremental", why.chain());
+        watch.event(&Event::Warning(&warning));
+        Ok(Some(warning))
     }
 
     /// The backups that the new one refers to. A sink that lost one of them does not count any more.
@@ -442,7 +457,8 @@ impl Run<'_> {
     ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
         let Artifact { meta, data } = artifact;
         let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
-        if meta.name.is_empty() || meta.name == DETAILS || object == MANIFEST || object == PENDING {
+        let reserved = [MANIFEST, PENDING, PINNED].contains(&object.as_str());
+        if meta.name.is_empty() || meta.name == DETAILS || reserved {
             return Err(Error::new(ErrorKind::SourceFailed, "read source")
                 .message("the source gave an artifact a reserved name")
                 .with("artifact", &meta.name));
@@ -576,6 +592,13 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    match inner.still_ours(&alive, dir, &manifest, watch).await {
+        Ok(lost) => {
+            alive.retain(|(n, _)| lost.iter().all(|(failed, _)| failed != n));
+            failed.extend(lost);
+        }
+        Err(error) => failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error))),
+    }
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {

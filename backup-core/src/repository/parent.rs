@@ -48,7 +48,7 @@ impl Inner {
         kind: &str,
         sinks: &[Numbered],
     ) -> Result<Option<Parent>> {
-        let (found, _) = catalog.ids().await?;
+        let found = catalog.ids().await?.backups;
         for id in found.keys().rev().filter(|id| **id < before).copied() {
             let Ok(opened) = catalog.open(id).await else { continue };
             let manifest = &opened.manifest;
