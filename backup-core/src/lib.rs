@@ -3,6 +3,7 @@
 //! This crate holds the traits that datastores, stores and transforms implement ([`Source`], [`RestoreTarget`],
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
+mod command;
 mod digest;
 mod engine;
 mod error;
@@ -26,11 +27,12 @@ mod transform;
 mod whole;
 mod workers;
 
+pub use command::{ARTIFACT_VARIABLE, CommandFailure, CommandLine, CommandSource, CommandTarget};
 pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use keys::{BackupKey, Keyring};
+pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate};
 pub use manifest::{
     FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
     Totals,
@@ -41,8 +43,9 @@ pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
-    RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, NotDeleted, PlannedPrune,
+    Prune, PruneReport, Repository, RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, SinkPlan,
+    Spared, Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,

@@ -1,13 +1,20 @@
 //! [`Repository`]: sinks, a transform chain and keys together, and the verbs on them.
 
+mod access;
 mod backup;
 mod builder;
 mod catalog;
+mod clear;
 mod commit;
 mod contents;
 mod export;
+mod guard;
 mod notes;
+mod parent;
+mod pin;
+mod prune;
 mod restore;
+mod sweep;
 mod verify;
 mod wrap;
 
@@ -19,7 +26,9 @@ pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
 pub use contents::Contents;
 pub use export::Export;
+pub use prune::{DeletedBackup, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use sweep::{Sweep, SweepReport, Swept};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
 use crate::engine::retry::Patience;
@@ -27,6 +36,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
+use crate::retention::{PitrRange, RetentionPolicy, pitr_ranges};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::{Chain, Transform};
@@ -75,7 +85,7 @@ impl Repository {
 
     /// The ids of its sinks, in the order they were given.
     pub fn sinks(&self) -> impl Iterator<Item = &SinkId> {
-        self.0.sinks.iter().map(|s| s.id())
+        self.0.sinks.iter().map(super::sink::Sink::id)
     }
 
     /// Backs `source` up as a new backup of `set`.
@@ -108,6 +118,36 @@ impl Repository {
         RestoreBuilder::new(self, set)
     }
 
+    /// Plans which backups of `set` go by `policy`, and then deletes them.
+    ///
+    /// ```
+    /// # async fn example() -> backup_core::Result<()> {
+    /// use backup_core::{Gfs, MemorySink, MemorySource, Repository};
+    ///
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// repo.backup("app/data", &MemorySource::new().artifact("greeting", "hello")).await?;
+    ///
+    /// let plan = repo.prune("app/data", &Gfs::new().daily(30).monthly(12)).plan().await?;
+    /// println!("{plan}"); // what goes and what stays on each sink, and why
+    /// let report = plan.execute().await?.into_result()?;
+    /// assert!(report.deleted.is_empty()); // never the last one
+    /// # Ok(()) }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub fn prune<'a>(&'a self, set: &str, policy: &'a dyn RetentionPolicy) -> Prune<'a> {
+        Prune::new(self, set, policy)
+    }
+
+    /// Removes what runs of `set` that died left behind, and unfinished uploads.
+    pub fn sweep<'a>(&'a self, set: &str) -> Sweep<'a> {
+        Sweep::new(self, set)
+    }
+
+    /// The intervals in which every moment can be restored from the backups and log slices of `set`, oldest first.
+    pub async fn pitr_ranges(&self, set: &str) -> Result<Vec<PitrRange>> {
+        Ok(pitr_ranges(&self.backups(set).await?))
+    }
+
     /// Reads artifacts of a backup as plain bytes, verified: to hand them to another tool.
     pub async fn export(&self, set: &str, id: BackupId) -> Result<Export> {
         Export::open(&self.0, SetName::parse(set)?, id).await
@@ -117,7 +157,7 @@ impl Repository {
 impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Repository")
-            .field("sinks", &self.0.sinks.iter().map(|s| s.id()).collect::<Vec<_>>())
+            .field("sinks", &self.0.sinks.iter().map(super::sink::Sink::id).collect::<Vec<_>>())
             .field("chain", &self.0.chain)
             .field("required_copies", &self.0.required_copies)
             .finish_non_exhaustive()

@@ -55,7 +55,6 @@ pub(crate) fn to_text(binary: &[u8]) -> Option<String> {
 
 /// The binary form of an ACL in text, as [`to_text`] writes it. Names instead of numeric ids are not looked up:
 /// `None`, as for anything else that is not understood.
-#[cfg_attr(not(test), expect(dead_code, reason = "used by the restoring side"))]
 pub(crate) fn from_text(text: &str) -> Option<Vec<u8>> {
     let mut binary = VERSION.to_le_bytes().to_vec();
     for (n, entry) in text.split([',', '\n']).filter(|entry| !entry.is_empty()).enumerate() {

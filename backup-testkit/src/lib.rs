@@ -19,19 +19,25 @@
 
 mod bytes;
 mod capture;
+mod crash;
 mod faulty;
 mod operation;
 mod recording;
 pub mod retention;
+mod servers;
 pub mod sink;
 mod source;
 mod target;
+pub mod tools;
+pub mod transform;
 
 pub use bytes::{collect, noise};
 pub use capture::{Captured, capture};
+pub use crash::{Crash, CrashChild, Ended, Kill};
 pub use faulty::{Fault, FaultySink, Rule};
 pub use operation::Operation;
 pub use recording::{Record, RecordingSink};
+pub use servers::{Found, Server, ServerCommand, find_server, free_port, skip};
 pub use sink::SinkSuite;
 pub use source::SourceSuite;
 pub use target::TargetSuite;

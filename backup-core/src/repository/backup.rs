@@ -1,6 +1,6 @@
 //! The backup verb.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::wrap_key;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
+use super::parent::Parent;
 use super::{Inner, Repository};
 use crate::digest::Digest;
 use crate::engine::encode::{Encoded, Scope};
@@ -28,7 +28,7 @@ use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING};
+use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
 use crate::manifest::{
     FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
@@ -38,7 +38,9 @@ use crate::proof::Proofs;
 use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
-use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
+use crate::source::{
+    Artifact, ArtifactMeta, Outcome, ParentReader, SnapshotRequest, Source, SourceReport, Warning,
+};
 
 /// A backup to be made: set options, then await.
 #[must_use = "a backup runs when it is awaited"]
@@ -46,14 +48,21 @@ pub struct Backup<'a> {
     repository: &'a Repository,
     set: String,
     source: &'a dyn Source,
-    selection: Selection,
+    options: Options,
     only: Option<Vec<String>>,
-    labels: BTreeMap<String, String>,
-    keep_for: Option<TimeDelta>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     started: Option<DateTime<Utc>>,
+}
+
+/// What to back up, and what to say about it.
+#[derive(Debug, Default)]
+struct Options {
+    selection: Selection,
+    labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
+    incremental: bool,
 }
 
 /// What a backup did.
@@ -88,10 +97,8 @@ impl<'a> Backup<'a> {
             repository,
             set: set.to_owned(),
             source,
-            selection: Selection::all(),
+            options: Options::default(),
             only: None,
-            labels: BTreeMap::new(),
-            keep_for: None,
             rate_limit: None,
             observers: Vec::new(),
             shutdown: None,
@@ -107,19 +114,27 @@ impl<'a> Backup<'a> {
 
     /// Backs up only what is selected.
     pub fn selection(mut self, selection: Selection) -> Self {
-        self.selection = selection;
+        self.options.selection = selection;
+        self
+    }
+
+    /// Stores only what changed since the newest backup of the set that is good on every sink; the rest is referred to,
+    /// wherever it was stored first. Becomes a full backup where there is no such parent, or where the source cannot
+    /// build on it.
+    pub fn incremental(mut self) -> Self {
+        self.options.incremental = true;
         self
     }
 
     /// Adds a label. Labels are readable by anyone who may read the sinks.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.labels.insert(name.into(), value.into());
+        self.options.labels.insert(name.into(), value.into());
         self
     }
 
     /// Keeps this backup for at least `time`, whatever the retention policy says.
     pub fn keep_for(mut self, time: Duration) -> Self {
-        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
+        self.options.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
     }
 
@@ -151,7 +166,7 @@ impl<'a> Backup<'a> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
         if let Some(only) = &self.only {
-            self.selection = Selection::globs(only)?;
+            self.options.selection = Selection::globs(only)?;
         }
         let started = self.started.unwrap_or_else(Utc::now);
         let id = BackupId::new(started, random()?);
@@ -184,7 +199,7 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
+                let work = run.prepare(&mut cleanup, &self.options);
                 match shutdown {
                     None => work.await,
                     Some(shutdown) => tokio::select! {
@@ -262,23 +277,22 @@ struct Prepared {
 }
 
 impl Run<'_> {
-    async fn prepare(
-        &mut self,
-        cleanup: &mut Cleanup,
-        selection: &Selection,
-        labels: &BTreeMap<String, String>,
-        keep_for: Option<TimeDelta>,
-    ) -> Result<Prepared> {
+    async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         let previous = self.previous().await?;
-        let pending = Pending::new(&self.set, self.id, None);
+        let mut parent = if options.incremental { self.parent().await? } else { None };
+        let pending = Pending::new(&self.set, self.id, parent.as_ref().map(ParentReader::id));
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
         self.lose(failures)?;
+        let full_instead = self.give_up_unusable(&mut parent).await?;
         self.wrap_key().await?;
 
-        let request =
-            SnapshotRequest { parent: None, selection: selection.clone(), cancelled: self.cancelled.clone() };
+        let request = SnapshotRequest {
+            parent: parent.as_ref().map(|parent| parent as &dyn ParentReader),
+            selection: options.selection.clone(),
+            cancelled: self.cancelled.clone(),
+        };
         cleanup.hold(self.source.snapshot(request).await?);
         let (artifacts, details) = self.artifacts(cleanup).await?;
         let mut report = cleanup.snapshot()?.finish().await?;
@@ -286,13 +300,19 @@ impl Run<'_> {
             self.pipeline.watch.event(&Event::Warning(warning));
         }
         let items = report.items.len();
-        let (proofs, warnings) = (report.proofs.clone(), report.warnings.clone());
+        let (proofs, mut warnings) = (report.proofs.clone(), report.warnings.clone());
+        warnings.extend(full_instead);
+        let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
         let mut manifest = Manifest {
             format: FORMAT,
             set: self.set.clone(),
             id: self.id,
-            kind: BackupKind::Full,
+            kind: match &parent {
+                // A source that could not build on the parent made a full.
+                Some(parent) if !references.is_empty() => BackupKind::Incremental { parent: parent.id() },
+                _ => BackupKind::Full,
+            },
             source: SourceInfo {
                 kind: self.source.kind().to_owned(),
                 server_version: report.server_version.clone(),
@@ -301,14 +321,14 @@ impl Run<'_> {
             finished: self.started,
             consistent_at: report.consistent_at,
             log_position: report.log_position.take(),
-            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
+            keep_until: options.keep_for.and_then(|time| self.started.checked_add_signed(time)),
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
             details: self.details(head, &mut report).await?,
             notes: Vec::new(),
-            references: std::collections::BTreeSet::new(),
-            labels: labels.clone(),
+            references,
+            labels: options.labels.clone(),
             previous,
             totals: Totals::default(),
             required_copies: u32::try_from(self.inner.required_copies).unwrap_or(u32::MAX),
@@ -327,8 +347,8 @@ impl Run<'_> {
     /// The newest backup of the set before this one.
     async fn previous(&self) -> Result<Option<Previous>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let (ids, _) = catalog.ids().await?;
-        for id in ids.into_keys().rev().filter(|id| *id < self.id) {
+        let found = catalog.ids().await?;
+        for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
@@ -337,14 +357,47 @@ impl Run<'_> {
         Ok(None)
     }
 
+    /// The backup to build upon, if there is one.
+    async fn parent(&self) -> Result<Option<Parent>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        self.inner.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+    }
+
+    /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker
+    /// names it by now: a prune that begins later leaves it.
+    async fn give_up_unusable(&self, parent: &mut Option<Parent>) -> Result<Option<Warning>> {
+        let Some(id) = parent.as_ref().map(ParentReader::id) else { return Ok(None) };
+        let watch = &self.pipeline.watch;
+        let mut failures = self.inner.ensure_parent(&self.alive, &self.set, id, watch).await?;
+        let Some((_, why)) = failures.pop() else { return Ok(None) };
+        *parent = None;
+        let warning = Warning::new("full-instead-of-incremental", why.chain());
+        watch.event(&Event::Warning(&warning));
+        Ok(Some(warning))
+    }
+
+    /// The backups that the new one refers to. A sink that lost one of them does not count any more.
+    async fn references(
+        &mut self,
+        report: &SourceReport,
+        parent: Option<&Parent>,
+    ) -> Result<BTreeSet<BackupId>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        let (references, failures) = self.inner.references(&catalog, report, parent, &self.alive).await?;
+        self.lose(failures)?;
+        Ok(references)
+    }
+
     /// Makes the backup's key and stores its wraps.
     async fn wrap_key(&mut self) -> Result<()> {
         let Some(keyring) = self.inner.chain.keyring() else { return Ok(()) };
         let key = BackupKey::generate()?;
-        let wraps =
+        let (wraps, failures) =
             self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
-        for (key_id, bytes) in wraps {
-            self.put(&wrap_key(&self.dir, &key_id)?, bytes, ObjectKind::Note).await?;
+        self.lose(failures)?;
+        let directory = self.dir.keys()?;
+        for (name, bytes) in wraps {
+            self.put(&directory.join(name)?, bytes, ObjectKind::Note).await?;
         }
         self.key = Some(key);
         Ok(())
@@ -404,7 +457,8 @@ impl Run<'_> {
     ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
         let Artifact { meta, data } = artifact;
         let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
-        if meta.name.is_empty() || meta.name == DETAILS || object == MANIFEST || object == PENDING {
+        let reserved = [MANIFEST, PENDING, PINNED].contains(&object.as_str());
+        if meta.name.is_empty() || meta.name == DETAILS || reserved {
             return Err(Error::new(ErrorKind::SourceFailed, "read source")
                 .message("the source gave an artifact a reserved name")
                 .with("artifact", &meta.name));
@@ -538,6 +592,13 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    match inner.still_ours(&alive, dir, &manifest, watch).await {
+        Ok(lost) => {
+            alive.retain(|(n, _)| lost.iter().all(|(failed, _)| failed != n));
+            failed.extend(lost);
+        }
+        Err(error) => failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error))),
+    }
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {

@@ -22,6 +22,10 @@ use crate::source::{Outcome, Snapshot};
 
 /// How long a pending marker protects a run that no longer renews it.
 const PENDING_FOR: chrono::TimeDelta = chrono::TimeDelta::hours(24);
+/// How long after its expiry a marker still counts: the clocks of its writer and of its reader may each be off by a day.
+const PENDING_TOLERANCE: chrono::TimeDelta = chrono::TimeDelta::hours(48);
+/// Largest pending marker a reader accepts, in bytes.
+pub(super) const PENDING_LIMIT: u64 = 64 * 1024;
 /// How often a running backup renews its marker.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
 /// How long cleaning up after a failed run may take, per sink or snapshot.
@@ -43,7 +47,20 @@ impl Pending {
         Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR }
     }
 
-    fn to_bytes(&self) -> Result<Bytes> {
+    /// Reads a marker.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+        let refuse = || Error::new(ErrorKind::Unsupported, "read pending marker");
+        let pending: Self = serde_json::from_slice(bytes)
+            .map_err(|e| refuse().message("the marker is not of a format this version knows").caused_by(e))?;
+        if pending.format == 1 { Ok(pending) } else { Err(refuse().with("format", pending.format)) }
+    }
+
+    /// Whether its run may still be at work, as another process at `now` has to assume.
+    pub(super) fn may_be_alive(&self, now: DateTime<Utc>) -> bool {
+        now.checked_sub_signed(PENDING_TOLERANCE).is_none_or(|limit| self.expires > limit)
+    }
+
+    pub(super) fn to_bytes(&self) -> Result<Bytes> {
         serde_json::to_vec(self)
             .map(Bytes::from)
             .map_err(|e| Error::new(ErrorKind::Internal, "write pending marker").caused_by(e))
@@ -109,6 +126,10 @@ impl Inner {
         let renewing = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(RENEW_EVERY).await;
+                if pending.expires <= Utc::now() {
+                    // The machine slept too long: others may have swept the run away. `confirm_pending` ends it.
+                    return;
+                }
                 pending.expires = Utc::now() + PENDING_FOR;
                 let Ok(bytes) = pending.to_bytes() else { return };
                 for sink in &good {

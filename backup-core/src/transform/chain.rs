@@ -182,15 +182,12 @@ impl Chain {
                 .locate(&layer.spec, wanted.clone(), frames, *size)
                 // A header of an inner layer would be a second range to ask of the layer around it.
                 .filter(|at| outermost || at.prefix == 0 || at.encoded.start == 0);
-            wanted = match &located {
-                Some(at) => {
-                    prefix = if at.encoded.start == 0 { 0 } else { at.prefix };
-                    at.encoded.clone()
-                }
-                None => {
-                    prefix = 0;
-                    0..size.unwrap_or(u64::MAX)
-                }
+            wanted = if let Some(at) = &located {
+                prefix = if at.encoded.start == 0 { 0 } else { at.prefix };
+                at.encoded.clone()
+            } else {
+                prefix = 0;
+                0..size.unwrap_or(u64::MAX)
             };
             layers.push(located);
         }

@@ -12,6 +12,8 @@ use crate::transform::CodecContext;
 pub(super) const MAGIC: [u8; 8] = *b"BKUPENC\x01";
 /// Length of the header this library writes.
 pub(super) const LEN: usize = FIXED + CHECK;
+const LEN_FIELD: u32 = 88;
+const _: () = assert!(LEN == LEN_FIELD as usize);
 /// Longest header that is accepted.
 pub(super) const MAX_LEN: usize = 64 << 10;
 /// Most plain bytes in a segment that are accepted.
@@ -42,7 +44,7 @@ impl ObjectCipher {
         let (key, commitment) = derive(cx, &salt)?;
         let mut header = Vec::with_capacity(LEN);
         header.extend_from_slice(&MAGIC);
-        header.extend_from_slice(&(LEN as u32).to_be_bytes());
+        header.extend_from_slice(&LEN_FIELD.to_be_bytes());
         header.extend_from_slice(&segment.to_be_bytes());
         header.extend_from_slice(&salt);
         header.extend_from_slice(commitment.as_slice());
@@ -62,12 +64,11 @@ impl ObjectCipher {
             }
             return Err(corrupt(cx, "the object does not begin with the header of an encrypted object"));
         }
-        let Some((sizes, rest)) = bytes.get(MAGIC.len()..).and_then(<[u8]>::split_first_chunk::<8>) else {
+        let Some((len, rest)) = bytes.get(MAGIC.len()..).and_then(<[u8]>::split_first_chunk::<4>) else {
             return Ok(None);
         };
-        let [a, b, c, d, e, f, g, h] = *sizes;
-        let len = u32::from_be_bytes([a, b, c, d]) as usize;
-        let segment = u32::from_be_bytes([e, f, g, h]) as usize;
+        let Some((segment, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let (len, segment) = (u32::from_be_bytes(*len) as usize, u32::from_be_bytes(*segment) as usize);
         if !(LEN..=MAX_LEN).contains(&len) || !(1..=MAX_SEGMENT).contains(&segment) {
             return Err(corrupt(cx, "the header names sizes that are out of bounds"));
         }

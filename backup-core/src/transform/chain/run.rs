@@ -186,11 +186,10 @@ impl ChainDecoder {
         while let Some((codec, at)) = codecs.next() {
             // What this layer asks for of the layer around it, and where that one begins to yield.
             let trim = match (codecs.peek(), at) {
-                (None, _) => Trim::none(),
                 (Some((_, around)), Some(at)) => {
                     Trim::part(around.map_or(0, |around| around.plain_start), &at.encoded)
                 }
-                (Some(_), None) => Trim::none(),
+                (None, _) | (Some(_), None) => Trim::none(),
             };
             links.push(DecodeLink { codec, trim });
         }

@@ -107,8 +107,9 @@ pub(super) fn trailer(crc: u32, plain_len: u32) -> [u8; TRAILER] {
 
 /// Checksum and size (modulo 2³²) of a trailer.
 pub(super) fn read_trailer(trailer: [u8; TRAILER]) -> (u32, u32) {
-    let [a, b, c, d, e, f, g, h] = trailer;
-    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+    let [crc @ .., _, _, _, _] = trailer;
+    let [_, _, _, _, size @ ..] = trailer;
+    (u32::from_le_bytes(crc), u32::from_le_bytes(size))
 }
 
 #[cfg(test)]
