@@ -6,6 +6,9 @@ mod logical {
     pub mod drive;
     pub mod server;
 
+    mod check;
+    mod cluster;
+    mod engine;
     mod failures;
     mod replace;
     mod round_trip;

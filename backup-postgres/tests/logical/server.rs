@@ -12,7 +12,6 @@ const NOBODY: &str = "65534";
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
-    pub major: u32,
     pub bin: PathBuf,
     pub port: u16,
     dir: tempfile::TempDir,
@@ -53,7 +52,7 @@ fn programs(major: u32) -> Option<PathBuf> {
         let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
         let name = format!("postgres{major}");
         assert!(
-            !required.split(',').any(|r| r.trim() == name),
+            !required.split(',').any(|r| r.trim() == name || r.trim() == "all"),
             "{name} is required and absent: run scripts/servers.d/postgres"
         );
         eprintln!(
@@ -68,7 +67,7 @@ pub(crate) fn versions(wanted: &[u32]) -> Vec<u32> {
     let found: Vec<u32> = wanted.iter().copied().filter(|m| programs(*m).is_some()).collect();
     let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
     assert!(
-        !found.is_empty() || !required.split(',').any(|r| r.trim() == "postgres"),
+        !found.is_empty() || !required.split(',').any(|r| ["postgres", "all"].contains(&r.trim())),
         "a PostgreSQL server is required and absent: run scripts/servers.d/postgres"
     );
     found
@@ -116,7 +115,7 @@ impl Server {
                 .status()
                 .unwrap();
             if started.success() {
-                return Self { major, bin, port, dir };
+                return Self { bin, port, dir };
             }
             // Another process may have taken the port in between.
             assert!(attempt < 3, "{}", std::fs::read_to_string(dir.path().join("log")).unwrap_or_default());
@@ -132,7 +131,6 @@ impl Server {
         format!("postgres://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    #[allow(dead_code)]
     pub(crate) fn config(&self, database: &str) -> PgConfig {
         PgConfig::parse(&self.url(database)).unwrap()
     }
@@ -187,7 +185,6 @@ impl Server {
     }
 
     /// Kills the server's main process as a crash would.
-    #[allow(dead_code)]
     pub(crate) fn kill(&self) {
         checked(
             unprivileged(&self.bin.join("pg_ctl"))
@@ -199,7 +196,6 @@ impl Server {
         );
     }
 
-    #[allow(dead_code)]
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -216,5 +212,64 @@ impl Drop for Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
+    }
+}
+
+/// A pgbouncer, from `BACKUP_TEST_PGBOUNCER_BIN` or the system.
+pub fn pgbouncer() -> Option<PathBuf> {
+    let named = std::env::var_os("BACKUP_TEST_PGBOUNCER_BIN").map(PathBuf::from);
+    let found = named.into_iter().chain([PathBuf::from("/usr/sbin/pgbouncer")]).find(|p| p.is_file());
+    if found.is_none() {
+        let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
+        let asked = required.split(',').any(|r| ["pgbouncer", "all"].contains(&r.trim()));
+        assert!(!asked, "pgbouncer is required and absent: run scripts/servers");
+        backup_testkit::skip("no pgbouncer; scripts/servers installs it");
+    }
+    found
+}
+
+/// A pool of connections to a server.
+pub struct Pool {
+    child: std::process::Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Pool {
+    /// Starts a pool in a mode of pgbouncer.
+    pub fn start(program: &Path, server: &Server, mode: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        if is_root() {
+            checked(Command::new("chown").arg(NOBODY).arg(dir.path()), "chown");
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let ini = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             auth_type = any\npool_mode = {mode}\nunix_socket_dir =\nlogfile = {}\nignore_startup_parameters = extra_float_digits\n",
+            server.port,
+            dir.path().join("log").display()
+        );
+        let file = dir.path().join("pgbouncer.ini");
+        std::fs::write(&file, ini).unwrap();
+        let child = unprivileged(program).arg(&file).stderr(Stdio::null()).spawn().unwrap();
+        let pool = Self { child, port, _dir: dir };
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return pool;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("pgbouncer does not answer");
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
