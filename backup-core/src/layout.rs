@@ -10,6 +10,8 @@ pub(crate) struct BackupDir(Key);
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const PENDING: &str = "pending.json";
+/// A pruner is about to delete the backup.
+pub(crate) const CONDEMNED: &str = "condemned";
 pub(crate) const RESTORE_TXT: &str = "RESTORE.txt";
 pub(crate) const SHA256SUMS: &str = "SHA256SUMS";
 pub(crate) const DECRYPT_PY: &str = "decrypt.py";
@@ -38,6 +40,10 @@ impl BackupDir {
 
     pub(crate) fn pending(&self) -> Result<Key> {
         self.0.join(PENDING)
+    }
+
+    pub(crate) fn condemned(&self) -> Result<Key> {
+        self.0.join(CONDEMNED)
     }
 
     pub(crate) fn keys(&self) -> Result<Key> {

@@ -43,8 +43,8 @@ pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
-    RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Replica, Replicate, ReplicateFailure, ReplicateReport,
+    Repository, RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,

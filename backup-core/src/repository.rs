@@ -7,6 +7,7 @@ mod commit;
 mod contents;
 mod export;
 mod notes;
+mod replicate;
 mod restore;
 mod verify;
 mod wrap;
@@ -19,6 +20,7 @@ pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
 pub use contents::Contents;
 pub use export::Export;
+pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
@@ -53,6 +55,7 @@ use crate::workers::Workers;
 #[derive(Clone)]
 pub struct Repository(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     sinks: Vec<Arc<dyn Sink>>,
     required_copies: usize,
@@ -101,6 +104,16 @@ impl Repository {
     /// Reads, decrypts and hashes everything of a backup, on every sink that holds it.
     pub fn verify<'a>(&'a self, set: &str, id: BackupId) -> Verify<'a> {
         Verify::new(self, set, id)
+    }
+
+    /// Copies a backup, and those it refers to, to the sinks that lack it, and heals damaged objects from intact copies.
+    pub fn replicate<'a>(&'a self, set: &str, id: BackupId) -> Replicate<'a> {
+        Replicate::new(self, set, Some(id))
+    }
+
+    /// Like [`replicate`](Self::replicate), for every backup of `set`.
+    pub fn replicate_all<'a>(&'a self, set: &str) -> Replicate<'a> {
+        Replicate::new(self, set, None)
     }
 
     /// Restores a backup of `set`: choose which, then into what.

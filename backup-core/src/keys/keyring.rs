@@ -39,17 +39,18 @@ const MAX_ENTRIES: usize = 64;
 /// # Ok::<(), backup_core::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Keyring(Arc<Inner>);
+pub struct Keyring(pub(super) Arc<Inner>);
 
-struct Inner {
-    secrets: Vec<Secret>,
-    wrap_with_all: bool,
-    allow_new_passphrase: bool,
-    rounds: u32,
+pub(super) struct Inner {
+    pub(super) secrets: Vec<Secret>,
+    pub(super) wrap_with_all: bool,
+    pub(super) allow_new_passphrase: bool,
+    pub(super) rounds: u32,
     opened: Mutex<Opened>,
 }
 
 /// Something a user gave.
+#[derive(Clone)]
 pub(super) enum Secret {
     Key(Kek),
     Passphrase(Zeroizing<Vec<u8>>),
@@ -294,7 +295,7 @@ impl Keyring {
         raw.or_else(|| self.opened().entries.get(key_id).map(|(_, _, kek)| kek.clone()))
     }
 
-    fn has_passphrase(&self) -> bool {
+    pub(crate) fn has_passphrase(&self) -> bool {
         self.0.secrets.iter().any(|s| matches!(s, Secret::Passphrase(_)))
     }
 

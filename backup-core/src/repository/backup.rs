@@ -611,21 +611,25 @@ async fn commit(
     })
 }
 
-/// After the commit: no pending marker where the backup is, nothing at all where it is not.
+/// After the commit: nothing at all where the backup is not, then no pending marker where it is. In this order, so that
+/// a replicator that finds no marker beside a manifest can be sure that nothing is removed from the other sinks any more.
 async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
-    let work = inner.sinks.iter().enumerate().map(|(number, sink)| async move {
-        let good = alive.iter().any(|(n, _)| *n == number);
+    let is_alive = |number: usize| alive.iter().any(|(n, _)| *n == number);
+    let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !is_alive(*n)).map(|(_, sink)| async move {
         // Failing here costs only some space until the orphan sweep; the backup itself is decided.
-        let _ = tokio::time::timeout(inner.patience.stall, async {
-            if good {
-                sink.delete(&dir.pending()?).await
-            } else if sink.head(&dir.manifest()?).await.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                super::commit::remove_all(sink, dir).await
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        let _ = inner
+            .patience
+            .bound(async {
+                match sink.head(&dir.manifest()?).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => super::commit::remove_all(sink, dir).await,
+                    _ => Ok(()),
+                }
+            })
+            .await;
     });
-    futures::future::join_all(work).await;
+    futures::future::join_all(failed).await;
+    let good = alive.iter().map(|(_, sink)| async move {
+        let _ = inner.patience.bound(async { sink.delete(&dir.pending()?).await }).await;
+    });
+    futures::future::join_all(good).await;
 }

@@ -26,7 +26,7 @@ use crate::sink::{Sink, read_bytes};
 /// Largest key wrap a reader accepts, in bytes.
 pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
-const MAX_WRAPS: usize = 256;
+pub(super) const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
 const READ_AT_ONCE: usize = 8;
 
@@ -70,7 +70,7 @@ impl IntoIterator for BackupList {
 
 /// The backups of one set.
 pub(super) struct Catalog<'a> {
-    inner: &'a Inner,
+    pub(super) inner: &'a Inner,
     pub(super) set: SetName,
     pub(super) watch: Watch,
 }
@@ -232,7 +232,7 @@ impl Catalog<'_> {
         Ok((manifest, Digest::of(&bytes), key))
     }
 
-    async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
+    pub(super) async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
         if self.inner.keyring.is_none() {
             return Ok(Vec::new());
         }
@@ -248,7 +248,7 @@ impl Catalog<'_> {
         Ok(wraps)
     }
 
-    async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
+    pub(super) async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
         self.inner.patience.retry(sink.id(), &self.watch, || read_bytes(sink.as_ref(), key, limit)).await
     }
 }
@@ -288,7 +288,7 @@ impl Opened {
             stored_size: manifest.totals.stored,
             encrypted: manifest.encrypted(),
             sealed: true,
-            degraded: manifest.degraded() || self.copies.len() < manifest.required_copies as usize,
+            degraded: self.copies.len() < manifest.required_copies as usize,
             copies: self.copies.iter().map(|s| s.id().clone()).collect(),
         }
     }

@@ -52,7 +52,8 @@ pub struct BackupSummary {
     /// Whether its manifest's seal was verified, or nothing was there to verify it with because the repository
     /// has no keys.
     pub sealed: bool,
-    /// Whether it has fewer good copies than its repository required when it was made.
+    /// Whether fewer sinks hold it now than its repository required when it was made. A replication can end this; what
+    /// was so when it was committed is in [`Manifest::good_copies`](crate::Manifest::good_copies).
     pub degraded: bool,
     /// The sinks that hold its manifest.
     pub copies: Vec<SinkId>,

@@ -1,0 +1,55 @@
+//! Several keyrings and several wraps: what rotation, replication and key checks need beyond a single backup.
+
+use bytes::Bytes;
+
+use super::BackupKey;
+use super::keyring::{Keyring, Secret};
+use super::ring_entry::RingEntry;
+use super::wrap::WrapFile;
+use crate::error::{ErrorKind, Result};
+use crate::name::{BackupId, SetName};
+
+impl Keyring {
+    /// Opens one wrap; `None` when it is well-formed but made for a key that is not in this ring.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Corrupt`] for a damaged one, or one of another backup.
+    pub(crate) fn open_wrap(
+        &self,
+        set: &SetName,
+        id: BackupId,
+        wrap: &(String, Bytes),
+    ) -> Result<Option<BackupKey>> {
+        match self.unwrap(set, id, std::slice::from_ref(wrap)) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) if error.kind() == ErrorKind::WrongKey => {
+                let name = wrap.0.strip_suffix(".json").unwrap_or(&wrap.0);
+                WrapFile::parse(name, &wrap.1).map(|_| None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether this is an undamaged file of a `keyring/` directory.
+    pub(crate) fn is_ring_entry(name: &str, bytes: &[u8]) -> bool {
+        name.strip_suffix(".json").is_some_and(|id| RingEntry::parse(id, bytes).is_ok())
+    }
+
+    /// A ring that wraps like this one and also opens what `other` opens.
+    pub(crate) fn joined(&self, other: &Self) -> Self {
+        // The wrapping keys stay the first ones, so with `wrap_with_all` only this ring may be asked to wrap.
+        let secrets = self.0.secrets.iter().chain(&other.0.secrets).cloned().collect();
+        Self::assemble(secrets, false, self.0.allow_new_passphrase, self.0.rounds)
+    }
+
+    /// Each key in a ring of its own, with a name for reports.
+    pub(crate) fn each(&self) -> Vec<(String, Self)> {
+        let ring = |secret: &Secret| Self::assemble(vec![secret.clone()], false, false, self.0.rounds);
+        let name = |(i, secret): (usize, &Secret)| match secret {
+            Secret::Key(kek) => kek.id.clone(),
+            Secret::Passphrase(_) => format!("passphrase {}", i + 1),
+        };
+        self.0.secrets.iter().enumerate().map(|(i, secret)| (name((i, secret)), ring(secret))).collect()
+    }
+}
