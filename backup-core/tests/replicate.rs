@@ -232,7 +232,6 @@ async fn a_run_that_was_cut_off_is_resumed_and_not_begun_again() {
     let before = b.keys();
     assert!(before.len() >= 3 && !before.iter().any(|k| k.as_str().ends_with("manifest.json")));
     assert!(over([b.clone()]).backups(SET).await.unwrap().is_empty());
-    let keys = a.keys(); eprintln!("{:?}", keys.iter().map(|k| (k.to_string(), a.get(k).unwrap().len())).collect::<Vec<_>>());
     let report = over([a.clone(), b.clone()]).replicate(SET, backup).await.unwrap();
     let replica = report.replicas.iter().find(|r| r.sink == id(&b)).unwrap();
     assert!(replica.kept > 0);
