@@ -114,7 +114,7 @@ pub(crate) fn swap(
                 parent: Arc::clone(parent),
                 parent_path: destination.parent_path.clone(),
                 name: name.to_vec(),
-                kept: keep_as,
+                old_name: keep_as,
                 old_inode: old,
                 new_inode: new,
             }))
@@ -257,7 +257,7 @@ pub(crate) struct Kept {
     parent: Arc<OwnedFd>,
     parent_path: PathBuf,
     name: Vec<u8>,
-    kept: Vec<u8>,
+    old_name: Vec<u8>,
     old_inode: u64,
     new_inode: u64,
 }
@@ -265,12 +265,12 @@ pub(crate) struct Kept {
 impl Kept {
     /// Where the old tree is.
     pub(crate) fn path(&self) -> String {
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.kept);
+        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.old_name);
         self.parent_path.join(name).display().to_string()
     }
 
     fn undo(&self) -> Result<()> {
-        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.kept.as_slice());
+        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.old_name.as_slice());
         let io = |e: Errno| failed("put the old tree back", name, e);
         let here = inode(parent, name).map_err(io)?;
         if inode(parent, kept).map_err(io)? != Some(self.old_inode) || here != Some(self.new_inode) {
@@ -295,7 +295,7 @@ impl Kept {
     }
 
     fn drop_old(&self) -> Result<()> {
-        let (parent, kept) = (&self.parent, self.kept.as_slice());
+        let (parent, kept) = (&self.parent, self.old_name.as_slice());
         let io = |e: Errno| failed("remove the old tree", kept, e);
         match inode(parent, kept).map_err(io)? {
             None => Ok(()),
