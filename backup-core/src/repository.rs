@@ -3,6 +3,7 @@
 mod backup;
 mod builder;
 mod catalog;
+mod check_keys;
 mod commit;
 mod contents;
 mod export;
@@ -10,6 +11,8 @@ mod notes;
 mod parent;
 mod replicate;
 mod restore;
+mod rotate;
+mod sets;
 mod verify;
 mod wrap;
 
@@ -19,19 +22,24 @@ use std::sync::Arc;
 pub use backup::{Backup, BackupReport};
 pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
+pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
 pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
+pub use sets::SetList;
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
+use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
+use crate::placement::{CopyRule, Placement, Shortfall};
 use crate::sink::Sink;
-use crate::source::Source;
+use crate::source::{Source, Warning};
 use crate::transform::{Chain, Transform};
 use crate::workers::Workers;
 
@@ -59,6 +67,12 @@ pub struct Repository(Arc<Inner>);
 #[derive(Clone)]
 struct Inner {
     sinks: Vec<Arc<dyn Sink>>,
+    /// Where each of `sinks` is.
+    placements: Vec<Placement>,
+    production: Placement,
+    rule: Option<CopyRule>,
+    /// What is unwise about the sinks.
+    warnings: Vec<Warning>,
     required_copies: usize,
     require_encryption: bool,
     chain: Arc<Chain>,
@@ -82,6 +96,11 @@ impl Repository {
         self.0.sinks.iter().map(super::sink::Sink::id)
     }
 
+    /// What is unwise about the sinks together: two on one file system. Every backup's report repeats it.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.0.warnings
+    }
+
     /// Backs `source` up as a new backup of `set`.
     ///
     /// # Errors
@@ -95,6 +114,29 @@ impl Repository {
     /// The backups of `set`, newest first, and those whose manifest cannot be read.
     pub async fn backups(&self, set: &str) -> Result<BackupList> {
         self.0.catalog(SetName::parse(set)?).list().await
+    }
+
+    /// The sets that have a backup. Lists every sink whole.
+    pub async fn sets(&self) -> Result<SetList> {
+        self.0.sets(&Watch::new(self.0.observers.clone())).await
+    }
+
+    /// Lets the backups of `set` be opened by `keyring`, and no longer by the keys of this repository that do not wrap
+    /// in it: writes new wraps, proves that they open, and deletes the old ones. Give new backups the new keyring first,
+    /// else they are wrapped with the old keys. A new passphrase must be permitted by
+    /// [`allow_new_passphrase`](crate::KeyringBuilder::allow_new_passphrase).
+    pub fn rotate<'a>(&'a self, set: &str, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, Some(set), keyring)
+    }
+
+    /// Like [`rotate`](Self::rotate), for every set.
+    pub fn rotate_all<'a>(&'a self, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, None, keyring)
+    }
+
+    /// Opens the newest backup of every set with each key of the keyring alone.
+    pub async fn check_keys(&self) -> Result<KeyReport> {
+        self.0.check_keys().await
     }
 
     /// What a backup contains.
@@ -139,6 +181,13 @@ impl fmt::Debug for Repository {
 }
 
 impl Inner {
+    /// Which parts of the copy rule are not kept when these sinks hold a copy.
+    fn shortfalls<'a>(&self, copies: impl Iterator<Item = &'a SinkId>) -> Vec<Shortfall> {
+        let Some(rule) = &self.rule else { return Vec::new() };
+        let held: Vec<_> = copies.filter_map(|id| self.sinks.iter().position(|s| s.id() == id)).collect();
+        rule.shortfalls(&self.production, held.iter().filter_map(|n| self.placements.get(*n)))
+    }
+
     /// The position of a sink by id.
     fn sink_number(&self, id: &SinkId) -> Result<usize> {
         self.sinks.iter().position(|s| s.id() == id).ok_or_else(|| {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use backup_core::{
     AesGcm, BackupId, Error, ErrorKind, Gzip, Key, Keyring, MemorySink, MemorySource, MemoryTarget,
-    Repository, SinkId,
+    Placement, Repository, ShortOf, SinkId, copies,
 };
 use backup_testkit::{Fault, FaultySink, Operation, RecordingSink, Rule, noise};
+use futures::{StreamExt as _, TryStreamExt as _};
 
 const SET: &str = "app/data";
 
@@ -350,4 +351,117 @@ async fn one_backup_that_cannot_be_opened_does_not_stop_the_others() -> Result<(
     let list = over([b.clone()]).backups(SET).await?;
     assert_eq!(list.iter().map(|s| s.id).collect::<Vec<_>>(), [second]);
     Ok(())
+}
+
+/// A source that refers to its parent for everything but one new artifact is made of directories in `backup-fs`; here
+/// the references are followed as the manifest has them.
+#[derive(Debug)]
+struct Grows(u32);
+
+struct GrowsSnapshot {
+    number: u32,
+    given: bool,
+    items: backup_core::ItemSpool,
+}
+
+#[backup_core::async_trait]
+impl backup_core::Source for Grows {
+    fn kind(&self) -> &'static str {
+        "grows"
+    }
+    async fn check(&self) -> backup_core::Result<backup_core::CheckReport> {
+        Ok(backup_core::CheckReport::default())
+    }
+    async fn snapshot(
+        &self,
+        request: backup_core::SnapshotRequest<'_>,
+    ) -> backup_core::Result<Box<dyn backup_core::Snapshot>> {
+        let mut items = backup_core::ItemSpool::new();
+        if let Some(parent) = request.parent {
+            let mut old = parent.items();
+            while let Some(item) = old.try_next().await? {
+                items.push(&item)?;
+            }
+        }
+        Ok(Box::new(GrowsSnapshot { number: self.0, given: false, items }))
+    }
+}
+
+#[backup_core::async_trait]
+impl backup_core::Snapshot for GrowsSnapshot {
+    async fn next(&mut self) -> backup_core::Result<Option<backup_core::Artifact>> {
+        if std::mem::replace(&mut self.given, true) {
+            return Ok(None);
+        }
+        let name = format!("part-{}", self.number);
+        self.items.push(&backup_core::whole_item(&name, 3, backup_core::Digest::of(b"new")))?;
+        let meta = backup_core::ArtifactMeta::new(name, backup_core::ArtifactFormat::BYTES);
+        Ok(Some(backup_core::Artifact { meta, data: futures::stream::iter([Ok("new".into())]).boxed() }))
+    }
+    async fn finish(&mut self) -> backup_core::Result<backup_core::SourceReport> {
+        let mut report = backup_core::SourceReport::default();
+        report.items = std::mem::take(&mut self.items);
+        Ok(report)
+    }
+    async fn close(self: Box<Self>, _: backup_core::Outcome) -> backup_core::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_incremental_refers_to_is_replicated_before_it() {
+    let (a, b) = (MemorySink::named("a"), MemorySink::named("b"));
+    let repo = over([a.clone()]);
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(repo.backup("grow", &Grows(number)).incremental().await.unwrap().id);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let last = ids[2];
+    assert_eq!(repo.contents("grow", last).await.unwrap().manifest().references.len(), 2);
+    // The destination fails once while the first is copied: then it gets none of those that need it.
+    let faulty = FaultySink::new(b.clone());
+    let both = over([FaultySink::new(a.clone()), faulty.clone()]);
+    faulty.arm(Rule::nth(1).on(Operation::Create));
+    let report = both.replicate("grow", last).report().await.unwrap();
+    assert_eq!(report.failures.len(), 3, "{:?}", report.failures);
+    assert!(over([b.clone()]).backups("grow").await.unwrap().is_empty());
+
+    let report = both.replicate("grow", last).await.unwrap();
+    let on_b: Vec<_> = report.replicas.iter().filter(|r| r.sink == id(&b)).map(|r| r.id).collect();
+    assert_eq!(on_b, ids, "oldest first");
+    same(&a, &b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_good_copies_break_the_copy_rule_is_degraded_until_replicated() {
+    let home = || Placement::new().medium("disk").site("home");
+    let (a, b) = (MemorySink::named("a"), MemorySink::named("b"));
+    let faulty = FaultySink::new(b.clone());
+    let builder = || {
+        Repository::builder()
+            .production(Placement::new().medium("ssd").site("home"))
+            .sink_at(a.clone(), home())
+            .sink_at(faulty.clone(), Placement::new().medium("object store").site("away"))
+            .retries(0, Duration::from_millis(1))
+    };
+    // One copy is enough by number, but it must not be the one at home.
+    let repo = builder().require(copies(2).media(2).off_site(1)).build().unwrap();
+    faulty.arm(Rule::always().on(Operation::Create));
+    let error = repo.backup(SET, &source()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooFewCopies);
+    assert_eq!(error.context_value("short_of"), Some("0 of 1 copies off site"));
+    faulty.disarm();
+    let list = repo.backups(SET).await.unwrap();
+    assert!(list[0].degraded);
+    assert_eq!(list[0].shortfalls.iter().map(|s| s.of).collect::<Vec<_>>(), [ShortOf::OffSite]);
+    repo.replicate_all(SET).await.unwrap();
+    let list = repo.backups(SET).await.unwrap();
+    assert!(!list[0].degraded && list[0].shortfalls.is_empty());
+
+    for rule in [copies(4), copies(2).media(4), copies(2).off_site(2)] {
+        let error = builder().require(rule).build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.context_value("short_of").is_some());
+    }
 }

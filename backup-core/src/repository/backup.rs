@@ -596,16 +596,18 @@ async fn commit(
             failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error)));
         }
     }
+    let short = inner.shortfalls(alive.iter().map(|(_, sink)| sink.id()));
     let outcome = match alive.len() {
         0 => Outcome::Aborted,
-        n if n < inner.required_copies => Outcome::Degraded,
+        n if n < inner.required_copies || !short.is_empty() => Outcome::Degraded,
         _ => Outcome::Committed,
     };
+    // Before the source is closed, which may take long: replicators wait for this only some minutes.
+    tidy(inner, dir, &alive).await;
     let closed = match snapshot {
         Some(snapshot) => snapshot.close(outcome).await,
         None => Ok(()),
     };
-    tidy(inner, dir, &alive).await;
     if outcome == Outcome::Aborted {
         return Err(all_failed(failed));
     }
@@ -616,18 +618,25 @@ async fn commit(
     if outcome == Outcome::Degraded {
         let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
             .message(
-                "the backup exists, but on fewer sinks than required; repair the sinks named here and \
+                "the backup exists, but on fewer sinks than required, or too close together; repair the sinks named here and \
                  replicate it, or back up again",
             )
             .with("id", manifest.id)
             .with("copies", alive.len())
             .with("required", inner.required_copies);
+        for short in &short {
+            error = error.with("short_of", short);
+        }
         for (sink, why) in &failed {
             error = error.with("failed", format_args!("{sink}: {}", why.chain()));
         }
         return Err(error);
     }
     let mut warnings = warnings;
+    for warning in &inner.warnings {
+        watch.event(&Event::Warning(warning));
+        warnings.push(warning.clone());
+    }
     if let Err(error) = closed {
         // The backup is safe; what the source could not release must still be said.
         let warning = Warning::new("source-not-released", error.chain());

@@ -154,7 +154,12 @@ impl Catalog<'_> {
         let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
         for (id, result, sinks) in opened {
             match result {
-                Ok(opened) => list.backups.push(opened.summary()),
+                Ok(opened) => {
+                    let mut summary = opened.summary();
+                    summary.shortfalls = self.inner.shortfalls(summary.copies.iter());
+                    summary.degraded |= !summary.shortfalls.is_empty();
+                    list.backups.push(summary);
+                }
                 Err(error) => list.unreadable.push(Unreadable {
                     id,
                     copies: sinks.iter().map(|s| s.id().clone()).collect(),
@@ -288,6 +293,7 @@ impl Opened {
             stored_size: manifest.totals.stored,
             encrypted: manifest.encrypted(),
             sealed: true,
+            shortfalls: Vec::new(),
             degraded: self.copies.len() < manifest.required_copies as usize,
             copies: self.copies.iter().map(|s| s.id().clone()).collect(),
         }

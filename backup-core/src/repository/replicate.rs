@@ -27,6 +27,8 @@ use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
 use crate::sink::Sink;
 
+pub(super) use wraps::open as open_wrap;
+
 pub use report::{Replica, ReplicateFailure, ReplicateReport};
 
 /// A replication to be made: set options, then await.

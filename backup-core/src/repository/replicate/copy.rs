@@ -54,9 +54,9 @@ impl<'a> Work<'a> {
         to: Vec<Numbered>,
     ) -> Self {
         let parts = inspect::parts(&opened.manifest);
-        let looking = to.iter().map(|(_, sink)| {
-            inspect::held(&run.catalog, opened, &parts, sink, run.options.verify_existing)
-        });
+        let looking = to
+            .iter()
+            .map(|(_, sink)| inspect::held(&run.catalog, opened, &parts, sink, run.options.verify_existing));
         let found = futures::future::join_all(looking).await;
         let (mut lanes, mut failures) = (Vec::new(), Vec::new());
         for ((number, sink), held) in to.into_iter().zip(found) {
@@ -179,9 +179,8 @@ impl<'a> Work<'a> {
             for (name, bytes) in found {
                 // The name is a key segment already: it came from a listing.
                 let key = directory.append(&crate::key::Key::parse(name)?);
-                failures.extend(
-                    self.inner.put_each(&lacking, &key, &bytes, &options, &self.catalog.watch).await,
-                );
+                failures
+                    .extend(self.inner.put_each(&lacking, &key, &bytes, &options, &self.catalog.watch).await);
                 written.push((key, bytes.len() as u64));
             }
             Ok((failures, written))
@@ -204,8 +203,7 @@ impl<'a> Work<'a> {
     async fn part(&mut self, number: usize) {
         let Some(part) = self.parts.get(number).cloned() else { return };
         let lacks = |lane: &Lane| lane.held.parts.get(number).is_some_and(|s| *s != Standing::Good);
-        let lacking: Vec<_> =
-            self.lanes.iter().filter(|l| l.alive && lacks(l)).map(Lane::numbered).collect();
+        let lacking: Vec<_> = self.lanes.iter().filter(|l| l.alive && lacks(l)).map(Lane::numbered).collect();
         if lacking.is_empty() {
             return;
         }
@@ -257,7 +255,8 @@ impl<'a> Work<'a> {
         }
         // Dropping the writers leaves nothing visible.
         if hasher.finish() != object.sha256 {
-            let error = Error::corrupt("replicate", "the index is wrong about this object; no copy can be trusted");
+            let error =
+                Error::corrupt("replicate", "the index is wrong about this object; no copy can be trusted");
             return Err(Trouble::Reading(error.with("key", &key)));
         }
         fanout.finish(object.size).await.map_err(Trouble::Writing)
@@ -274,7 +273,8 @@ impl<'a> Work<'a> {
         let ready: Vec<_> = self.lanes.iter().filter(ready).map(Lane::numbered).collect();
         let mut written = 0;
         for standing in [Standing::Missing, Standing::Damaged] {
-            let of = |number: usize| self.lanes.iter().any(|l| l.number == number && l.held.manifest == standing);
+            let of =
+                |number: usize| self.lanes.iter().any(|l| l.number == number && l.held.manifest == standing);
             let to: Vec<_> = ready.iter().filter(|(number, _)| of(*number)).cloned().collect();
             if to.is_empty() {
                 continue;

@@ -163,11 +163,7 @@ async fn part_standing(
 /// # Errors
 ///
 /// One that is whole but another is never replaced: somebody must decide which of the two is right.
-async fn manifest_standing(
-    catalog: &Catalog<'_>,
-    opened: &Opened,
-    sink: &Arc<dyn Sink>,
-) -> Result<Standing> {
+async fn manifest_standing(catalog: &Catalog<'_>, opened: &Opened, sink: &Arc<dyn Sink>) -> Result<Standing> {
     let bytes = match catalog.read(sink, &opened.dir.manifest()?, MANIFEST_LIMIT).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Missing),
@@ -196,7 +192,8 @@ pub(super) async fn manifest_bytes(
     opened: &Opened,
     sources: &[Arc<dyn Sink>],
 ) -> Result<Bytes> {
-    let mut last = Error::new(ErrorKind::NotFound, "replicate").message("no sink holds the manifest any more");
+    let mut last =
+        Error::new(ErrorKind::NotFound, "replicate").message("no sink holds the manifest any more");
     for sink in sources {
         match catalog.read(sink, &opened.dir.manifest()?, MANIFEST_LIMIT).await {
             Ok(bytes) if Digest::of(&bytes) == opened.digest => return Ok(bytes),
@@ -230,7 +227,8 @@ pub(super) async fn refuse_unfinished(
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let over = serde_json::from_slice::<Pending>(&bytes).is_ok_and(|p| p.replica || p.expires < Utc::now());
+        let over =
+            serde_json::from_slice::<Pending>(&bytes).is_ok_and(|p| p.replica || p.expires < Utc::now());
         if !over {
             return Err(Error::new(ErrorKind::Unavailable, "replicate")
                 .message(

@@ -35,13 +35,16 @@ impl Run<'_> {
         let mut entries = BTreeMap::new();
         for sink in &self.from {
             // A source that cannot be read is reported where a backup is wanted from it.
-            if let Ok(found) = patience.retry(sink.id(), watch, || ring_files(sink.as_ref(), &directory)).await {
+            if let Ok(found) =
+                patience.retry(sink.id(), watch, || ring_files(sink.as_ref(), &directory)).await
+            {
                 entries.extend(found.into_iter().filter(|(name, bytes)| Keyring::is_ring_entry(name, bytes)));
             }
         }
         let mut failures = Failures::new();
         for (number, sink) in &self.to {
-            let found = match patience.retry(sink.id(), watch, || ring_files(sink.as_ref(), &directory)).await {
+            let found = match patience.retry(sink.id(), watch, || ring_files(sink.as_ref(), &directory)).await
+            {
                 Ok(found) => found,
                 Err(error) => {
                     failures.push((*number, error));

@@ -72,7 +72,8 @@ pub(super) async fn trusted(
         }
     }
     Err(last.unwrap_or_else(|| {
-        Error::new(ErrorKind::NotFound, "replicate").message("no sink holds a key wrap that opens this backup")
+        Error::new(ErrorKind::NotFound, "replicate")
+            .message("no sink holds a key wrap that opens this backup")
     }))
 }
 
