@@ -45,10 +45,10 @@ pub use placement::{CopyRule, Placement, ShortOf, Shortfall, copies};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, KeptWrap, KeyCheck, KeyReport, Replica,
-    Replicate, ReplicateFailure, ReplicateReport, Repository, RepositoryBuilder, RestoreBuilder,
-    RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport, Rotated, SetList, Unreadable, Verify,
-    VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, KeptWrap, KeyCheck, KeyReport,
+    RecoverySheet, RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
+    RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
+    Rotated, SetList, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,

@@ -9,6 +9,7 @@ mod contents;
 mod export;
 mod notes;
 mod parent;
+mod recovery_sheet;
 mod replicate;
 mod restore;
 mod rotate;
@@ -25,6 +26,7 @@ pub use catalog::{BackupList, Unreadable};
 pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
+pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
 pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
 pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
@@ -137,6 +139,11 @@ impl Repository {
     /// Opens the newest backup of every set with each key of the keyring alone.
     pub async fn check_keys(&self) -> Result<KeyReport> {
         self.0.check_keys().await
+    }
+
+    /// A text to be printed and kept: where the backups are, which keys open them, and how to restore them by hand.
+    pub fn recovery_sheet(&self) -> RecoverySheetBuilder<'_> {
+        RecoverySheetBuilder::new(self)
     }
 
     /// What a backup contains.

@@ -305,6 +305,13 @@ impl Keyring {
         self.0.secrets.iter().enumerate().take(count)
     }
 
+    /// The entries that the passphrase in this place opened so far: key id and rounds.
+    pub(super) fn entries_of(&self, passphrase: usize) -> Vec<(String, u32)> {
+        let opened = self.opened();
+        let ours = opened.entries.iter().filter(|(_, entry)| entry.0 == passphrase);
+        ours.map(|(id, entry)| (id.clone(), entry.1.rounds())).collect()
+    }
+
     fn opened(&self) -> MutexGuard<'_, Opened> {
         // Every change is one insertion: what a panicking thread left is whole.
         self.0.opened.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,6 +1,7 @@
 //! Several keyrings and several wraps: what rotation, replication and key checks need beyond a single backup.
 
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
 use super::BackupKey;
 use super::keyring::{Keyring, Secret};
@@ -9,7 +10,40 @@ use super::wrap::WrapFile;
 use crate::error::{ErrorKind, Result};
 use crate::name::{BackupId, SetName};
 
+/// A key as a recovery sheet has it.
+pub(crate) struct PaperKey {
+    pub(crate) description: String,
+    pub(crate) secret: Zeroizing<String>,
+}
+
 impl Keyring {
+    /// Every key, described, and as a person types it in again.
+    pub(crate) fn for_paper(&self) -> Vec<PaperKey> {
+        let paper = |(i, secret): (usize, &Secret)| match secret {
+            Secret::Key(kek) => PaperKey {
+                description: format!("key {}: 256 bits, as 64 hexadecimal digits", kek.id),
+                secret: Zeroizing::new(
+                    kek.raw.as_ref().map(|raw| hex::encode(raw.as_slice())).unwrap_or_default(),
+                ),
+            },
+            Secret::Passphrase(text) => PaperKey {
+                description: {
+                    let entries: Vec<_> = self
+                        .entries_of(i)
+                        .into_iter()
+                        .map(|(id, rounds)| format!("{id} ({rounds} rounds of PBKDF2-HMAC-SHA256)"))
+                        .collect();
+                    format!("passphrase {}, which opens {}", i + 1, entries.join(", "))
+                },
+                secret: Zeroizing::new(match std::str::from_utf8(text) {
+                    Ok(text) => text.to_owned(),
+                    Err(_) => format!("not text; its bytes in hexadecimal: {}", hex::encode(text)),
+                }),
+            },
+        };
+        self.0.secrets.iter().enumerate().map(paper).collect()
+    }
+
     /// Opens one wrap; `None` when it is well-formed but made for a key that is not in this ring.
     ///
     /// # Errors

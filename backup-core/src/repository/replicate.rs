@@ -197,10 +197,7 @@ impl Run<'_> {
     /// Copies a backup after everything it refers to. Each copy stands alone.
     async fn with_references(&mut self, id: BackupId) {
         let mut stack: Vec<(BackupId, Option<Opened>)> = vec![(id, None)];
-        let mut seen: BTreeSet<BackupId> = self.whole.keys().copied().collect();
-        if !seen.insert(id) {
-            return;
-        }
+        let mut begun: BTreeSet<BackupId> = self.whole.keys().copied().collect();
         while let Some((id, opened)) = stack.pop() {
             if let Some(opened) = opened {
                 let set = self.catalog.set.clone();
@@ -219,9 +216,13 @@ impl Run<'_> {
                 });
                 continue;
             }
+            // It may have been pushed twice; of a circle, which no good backup is part of, the last one fails.
+            if !begun.insert(id) {
+                continue;
+            }
             match self.catalog.open(id).await {
                 Ok(opened) => {
-                    let needs: Vec<_> = opened.summary().needs().filter(|need| seen.insert(*need)).collect();
+                    let needs: Vec<_> = opened.summary().needs().collect();
                     stack.push((id, Some(opened)));
                     stack.extend(needs.into_iter().map(|need| (need, None)));
                 }
