@@ -106,10 +106,11 @@ impl Inner {
         watch: &Watch,
     ) -> Result<(Failures, AbortOnDropHandle<()>)> {
         let key = dir.pending()?;
-        let options = match pending.replica {
+        let options = if pending.replica {
             // What an earlier run left here is to be taken over.
-            true => PutOptions::overwrite(ObjectKind::Note),
-            false => PutOptions::create_new(ObjectKind::Note),
+            PutOptions::overwrite(ObjectKind::Note)
+        } else {
+            PutOptions::create_new(ObjectKind::Note)
         };
         let failures = self.put_each(sinks, &key, &pending.to_bytes()?, &options, watch).await;
         let good: Vec<_> = sinks

@@ -84,16 +84,15 @@ impl<'a> Rotate<'a> {
             watch,
             report: RotateReport::default(),
         };
-        let sets = match &self.set {
-            Some(set) => vec![SetName::parse(set.clone())?],
-            None => {
-                let found = inner.sets(&run.watch).await?;
-                let sets = found.to_vec();
-                for (sink, error) in found.unreachable {
-                    run.fail(None, None, Some(sink), error);
-                }
-                sets
+        let sets = if let Some(set) = &self.set {
+            vec![SetName::parse(set.clone())?]
+        } else {
+            let found = inner.sets(&run.watch).await?;
+            let sets = found.to_vec();
+            for (sink, error) in found.unreachable {
+                run.fail(None, None, Some(sink), error);
             }
+            sets
         };
         for set in sets {
             run.set(&set).await;

@@ -48,12 +48,11 @@ impl Run<'_> {
                 break;
             }
             let path = directory.append(&Key::parse(name.clone())?);
-            match self.is_ours(catalog, opened, key, (name, bytes)).await? {
-                true => deleted += usize::from(self.delete(sink, &path).await?),
-                false => {
-                    let kept = self.kept(sink, path, None).await;
-                    self.report.foreign.push(kept);
-                }
+            if self.is_ours(catalog, opened, key, (name, bytes)).await? {
+                deleted += usize::from(self.delete(sink, &path).await?);
+            } else {
+                let kept = self.kept(sink, path, None).await;
+                self.report.foreign.push(kept);
             }
         }
         self.report.rotated.push(Rotated {
