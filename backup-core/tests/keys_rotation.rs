@@ -1,4 +1,5 @@
 //! Rotation, key checks, the list of sets and the recovery sheet.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers, too, a panic is the failure")]
 
 use std::time::Duration;
 

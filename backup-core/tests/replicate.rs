@@ -1,4 +1,5 @@
 //! Replication: every copy whole, nothing unverified copied, nothing listed that is not whole.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers, too, a panic is the failure")]
 
 use std::time::Duration;
 
