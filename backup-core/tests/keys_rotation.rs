@@ -251,7 +251,7 @@ async fn sets_are_found_and_keys_are_checked_one_by_one() {
     a.replace(&Key::parse("app/data/notes.txt").unwrap(), "foreign");
     let repo = over([a.clone()], &ring(&[1, 3]));
     let sets = repo.sets().await.unwrap();
-    assert_eq!(sets.iter().map(|s| s.as_str()).collect::<Vec<_>>(), [SET, "bücher/pg"]);
+    assert_eq!(sets.iter().map(backup_core::SetName::as_str).collect::<Vec<_>>(), [SET, "bücher/pg"]);
 
     let report = repo.check_keys().await.unwrap();
     let opened: Vec<_> = report.checks.iter().map(|c| (c.set.as_str(), c.opens.is_ok())).collect();
