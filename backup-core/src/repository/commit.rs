@@ -40,11 +40,19 @@ pub(super) struct Pending {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<BackupId>,
     pub(super) expires: DateTime<Utc>,
+    /// The run copies a backup that exists elsewhere. Another such run may take its place: both write the same bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) replica: bool,
 }
 
 impl Pending {
     pub(super) fn new(set: &SetName, id: BackupId, parent: Option<BackupId>) -> Self {
-        Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR }
+        Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR, replica: false }
+    }
+
+    /// The marker of a run that copies a backup.
+    pub(super) fn replica(set: &SetName, id: BackupId) -> Self {
+        Self { replica: true, ..Self::new(set, id, None) }
     }
 
     /// Reads a marker.
@@ -115,7 +123,12 @@ impl Inner {
         watch: &Watch,
     ) -> Result<(Failures, AbortOnDropHandle<()>)> {
         let key = dir.pending()?;
-        let options = PutOptions::create_new(ObjectKind::Note);
+        let options = if pending.replica {
+            // What an earlier run left here is to be taken over.
+            PutOptions::overwrite(ObjectKind::Note)
+        } else {
+            PutOptions::create_new(ObjectKind::Note)
+        };
         let failures = self.put_each(sinks, &key, &pending.to_bytes()?, &options, watch).await;
         let good: Vec<_> = sinks
             .iter()
