@@ -1,6 +1,6 @@
 //! Keys: the random key of each backup, and the keyring that opens it.
 //!
-//! `docs/format-encryption.md` specifies every derivation and file to the byte.
+//! `docs/format.md` specifies every derivation and file to the byte.
 
 mod builder;
 mod keyring;
