@@ -178,7 +178,7 @@ impl<'a> Backup<'a> {
         let dir = BackupDir::new(&set, id)?;
         let shutdown = self.shutdown.take();
         let cancelled = CancellationToken::new();
-        let mut cleanup = Cleanup::new(inner.sinks.clone(), dir.clone());
+        let mut cleanup = Cleanup::new(inner.patience, inner.sinks.clone(), dir.clone());
         let prepared = {
             let mut run = Run {
                 inner,
@@ -657,7 +657,7 @@ async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
             if good {
                 sink.delete(&dir.pending()?).await
             } else if sink.head(&dir.manifest()?).await.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                super::commit::remove_all(sink, dir).await
+                super::commit::remove_all(sink, dir, inner.patience).await
             } else {
                 Ok(())
             }
