@@ -82,6 +82,7 @@ impl Damage {
     }
 
     /// The damaged bytes (`None`: no object any more), or nothing where it would change nothing.
+    #[expect(clippy::option_option, reason = "no change, no object, and other bytes are three cases")]
     fn of(self, good: &Bytes, other: Option<&Bytes>) -> Option<Option<Bytes>> {
         let mut bytes = good.to_vec();
         let len = bytes.len() as u64;
