@@ -178,7 +178,7 @@ impl<'a> Backup<'a> {
         let dir = BackupDir::new(&set, id)?;
         let shutdown = self.shutdown.take();
         let cancelled = CancellationToken::new();
-        let mut cleanup = Cleanup::new(inner.sinks.clone(), dir.clone());
+        let mut cleanup = Cleanup::new(inner.patience, inner.sinks.clone(), dir.clone());
         let prepared = {
             let mut run = Run {
                 inner,
@@ -690,7 +690,7 @@ async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
             .patience
             .bound(async {
                 match sink.head(&dir.manifest()?).await {
-                    Err(e) if e.kind() == ErrorKind::NotFound => super::commit::remove_all(sink, dir).await,
+                    Err(e) if e.kind() == ErrorKind::NotFound => super::commit::remove_all(sink, dir, inner.patience).await,
                     _ => Ok(()),
                 }
             })

@@ -246,14 +246,23 @@ impl Catalog<'_> {
         if self.inner.keyring.is_none() {
             return Ok(Vec::new());
         }
-        let mut wraps = Vec::new();
-        let mut objects = sink.list(prefix);
-        while let Some(object) = self.inner.patience.bound(async { objects.try_next().await }).await? {
-            if wraps.len() >= MAX_WRAPS {
-                return Err(Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix));
+        let list = || async {
+            let mut keys = Vec::new();
+            let mut objects = sink.list(prefix);
+            while let Some(object) = objects.try_next().await? {
+                if keys.len() >= MAX_WRAPS {
+                    return Err(
+                        Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix)
+                    );
+                }
+                keys.push(object.key);
             }
-            let bytes = self.read(sink, &object.key, WRAP_LIMIT).await?;
-            wraps.push((object.key.file_name().to_owned(), bytes));
+            Ok(keys)
+        };
+        let mut wraps = Vec::new();
+        for key in self.inner.patience.retry(sink.id(), &self.watch, list).await? {
+            let bytes = self.read(sink, &key, WRAP_LIMIT).await?;
+            wraps.push((key.file_name().to_owned(), bytes));
         }
         Ok(wraps)
     }
