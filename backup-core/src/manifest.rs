@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName};
-use crate::retention::BackupKind;
+use crate::retention::{BackupKind, LogPosition};
 use crate::source::ArtifactMeta;
 use crate::transform::TransformSpec;
 
@@ -48,6 +48,12 @@ pub struct Manifest {
     /// The consistent point, where it is another moment than the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistent_at: Option<DateTime<Utc>>,
+    /// Where replay of the set's continuous log begins after a restore of this backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_position: Option<LogPosition>,
+    /// Until when it stays whatever a retention policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_until: Option<DateTime<Utc>>,
     /// Name and version of the software that wrote it.
     pub software: String,
     /// The transforms, in the order in which they were applied.
@@ -192,7 +198,10 @@ impl Manifest {
         for (name, _, _) in manifest.objects() {
             // Names become keys below the backup's own directory; `Key::join` encodes everything else away.
             if name.is_empty() || name.len() > crate::key::MAX_SEGMENT || !names.insert(name.into_owned()) {
-                return Err(Error::corrupt("read manifest", "an object name is empty, too long or listed twice"));
+                return Err(Error::corrupt(
+                    "read manifest",
+                    "an object name is empty, too long or listed twice",
+                ));
             }
         }
         Ok(manifest)

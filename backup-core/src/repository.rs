@@ -9,6 +9,7 @@ mod export;
 mod notes;
 mod restore;
 mod verify;
+mod wrap;
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use crate::workers::Workers;
 /// # async fn example() -> backup_core::Result<()> {
 /// use backup_core::{MemorySink, MemorySource, MemoryTarget, Repository};
 ///
-/// let repo = Repository::builder().sink(MemorySink::new("first")).sink(MemorySink::new("second")).build()?;
+/// let repo = Repository::builder().sink(MemorySink::named("first")).sink(MemorySink::named("second")).build()?;
 /// let source = MemorySource::new().artifact("greeting", "hello");
 /// let done = repo.backup("app/data", &source).await?;
 /// assert!(repo.verify("app/data", done.id).await?.is_intact());

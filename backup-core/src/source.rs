@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::item::{Item, ItemSpool};
 use crate::name::BackupId;
 use crate::proof::Proofs;
+use crate::retention::LogPosition;
 use crate::selection::Selection;
 
 /// Bytes in order. Lazy: nothing happens until it is polled. `Err` is the last item. An end without `Err` means
@@ -194,6 +195,8 @@ pub struct SourceReport {
     pub server_version: Option<String>,
     /// The consistent point, where it is another moment than the start of the backup.
     pub consistent_at: Option<DateTime<Utc>>,
+    /// Where replay of the source's continuous log begins after a restore of this backup, where it has one.
+    pub log_position: Option<LogPosition>,
     /// What the content proves, computed while it flowed.
     pub proofs: Proofs,
     /// What the backup contains.

@@ -49,7 +49,7 @@ use staging::Staged;
 ///
 /// let id = LocalSink::init(&path)?.repository_id().to_owned();   // once, when the disk is set up
 /// let sink = LocalSink::open(&path)?.expect_id(&id)?;            // every other time
-/// # backup_core::Result::Ok(())
+/// # Ok::<(), backup_core::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct LocalSink {

@@ -58,7 +58,7 @@ pub(crate) fn encode(
     let mut encoder = chain.encoder(&scope.context())?;
     let mut blocks = Blocks::new(&scope.workers, output, watch);
     // Without a transform the stored bytes are the plain bytes: one hash serves both.
-    let mut plain = (!chain.is_identity()).then(Hasher::new);
+    let mut plain = (!chain.is_empty()).then(Hasher::new);
     let mut plain_size = 0;
     while let Some(piece) = input.blocking_recv() {
         plain_size += piece.len() as u64;

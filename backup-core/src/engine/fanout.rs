@@ -47,14 +47,8 @@ impl Fanout {
             .iter()
             .map(|(number, sink)| {
                 let (to, from) = mpsc::channel(QUEUE);
-                let task = run_lane(
-                    Arc::clone(sink),
-                    key.clone(),
-                    options.clone(),
-                    from,
-                    patience,
-                    watch.clone(),
-                );
+                let task =
+                    run_lane(Arc::clone(sink), key.clone(), options.clone(), from, patience, watch.clone());
                 Lane {
                     number: *number,
                     sink: Arc::clone(sink),

@@ -79,7 +79,9 @@ impl StoredReader {
     async fn send_range(&self, range: Range<u64>, to: &mpsc::Sender<Result<Bytes>>) -> Result<bool> {
         let block_size = self.index.block_size;
         if range.start > range.end || range.end > self.size {
-            return Err(Error::corrupt("read object", "a range lies outside the object").with("key", &self.key));
+            return Err(
+                Error::corrupt("read object", "a range lies outside the object").with("key", &self.key)
+            );
         }
         let mut number = range.start / block_size;
         let end = range.end.div_ceil(block_size);
@@ -122,7 +124,11 @@ impl StoredReader {
                         let last_hope = turn + 1 == self.copies.len();
                         let error = if last_hope { error } else { error.retryable(false) };
                         if let Err(error) = tries.again(error).await {
-                            self.watch.event(&Event::CopyDamaged { sink: sink.id(), key: &self.key, error: &error });
+                            self.watch.event(&Event::CopyDamaged {
+                                sink: sink.id(),
+                                key: &self.key,
+                                error: &error,
+                            });
                             failures.push(error);
                             break;
                         }
@@ -195,9 +201,11 @@ struct OpenCopy {
 
 impl OpenCopy {
     async fn take(&mut self, length: u64, patience: Patience) -> Result<Bytes> {
-        let length = usize::try_from(length)
-            .map_err(|_| Error::new(ErrorKind::LimitExceeded, "read object").message("a block is too large"))?;
-        let mut block = if self.rest.len() >= length { BytesMut::new() } else { BytesMut::with_capacity(length) };
+        let length = usize::try_from(length).map_err(|_| {
+            Error::new(ErrorKind::LimitExceeded, "read object").message("a block is too large")
+        })?;
+        let mut block =
+            if self.rest.len() >= length { BytesMut::new() } else { BytesMut::with_capacity(length) };
         loop {
             let wanted = length - block.len();
             if block.is_empty() && self.rest.len() >= length {
@@ -213,7 +221,10 @@ impl OpenCopy {
             match patience.bound(async { self.stream.next().await.transpose() }).await? {
                 Some(bytes) => self.rest = bytes,
                 None => {
-                    return Err(Error::corrupt("read object", "the object is shorter than the manifest says"));
+                    return Err(Error::corrupt(
+                        "read object",
+                        "the object is shorter than the manifest says",
+                    ));
                 }
             }
         }

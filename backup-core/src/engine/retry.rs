@@ -25,9 +25,12 @@ pub(crate) struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { stall: Duration::from_secs(120),
+        Self {
+            stall: Duration::from_secs(120),
             source_stall: Duration::from_secs(1800),
-            retries: 4, first_wait: Duration::from_millis(200) }
+            retries: 4,
+            first_wait: Duration::from_millis(200),
+        }
     }
 }
 

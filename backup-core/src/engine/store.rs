@@ -51,7 +51,9 @@ impl Pipeline {
         });
         let encoding = async {
             encoding.await.unwrap_or_else(|e| {
-                Err(Error::new(ErrorKind::Internal, "encode artifact").message("the codec failed").caused_by(e))
+                Err(Error::new(ErrorKind::Internal, "encode artifact")
+                    .message("the codec failed")
+                    .caused_by(e))
             })
         };
         let writing = async {

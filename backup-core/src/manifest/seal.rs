@@ -1,7 +1,6 @@
 //! The last line of a manifest: what makes its bytes trustworthy.
 
 use bytes::Bytes;
-use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use super::Manifest;
@@ -10,14 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::BackupKey;
 use crate::name::{BackupId, SetName};
 
-const INFO: &[u8] = b"backup-core/1/manifest";
-
 /// How a manifest is sealed, over the exact bytes before its last line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "seal", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Seal {
-    /// HMAC-SHA256 under HKDF-SHA256(backup key, no salt, `"backup-core/1/manifest"`).
+    /// HMAC-SHA256 under HKDF-SHA256(backup key, empty salt, `"manifest"`).
     HmacSha256 {
         /// 64 hexadecimal digits.
         value: String,
@@ -35,10 +32,7 @@ pub(crate) fn seal(manifest: &Manifest, key: Option<&BackupKey>) -> Result<Bytes
     let mut bytes = serde_json::to_vec_pretty(manifest).map_err(internal)?;
     bytes.push(b'\n');
     let line = match key {
-        Some(key) => {
-            let tag = hmac::sign(&seal_key(key)?, &bytes);
-            Seal::HmacSha256 { value: hex::encode(tag.as_ref()) }
-        }
+        Some(key) => Seal::HmacSha256 { value: hex::encode(key.seal(&bytes)?) },
         None => Seal::Sha256 { value: Digest::of(&bytes) },
     };
     serde_json::to_writer(&mut bytes, &line).map_err(internal)?;
@@ -58,11 +52,12 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
     match (&line, key) {
         (Seal::HmacSha256 { value }, Some(key)) => {
             let tag = hex::decode(value).map_err(|e| torn().caused_by(e))?;
-            hmac::verify(&seal_key(key)?, document, &tag).map_err(|_| broken())?;
+            key.verify_seal(document, &tag).map_err(|_| broken())?;
         }
         (Seal::HmacSha256 { .. }, None) => {
-            return Err(Error::new(ErrorKind::WrongKey, "read manifest")
-                .message("the manifest is sealed with a key; give the repository the keyring it was made with"));
+            return Err(Error::new(ErrorKind::WrongKey, "read manifest").message(
+                "the manifest is sealed with a key; give the repository the keyring it was made with",
+            ));
         }
         (Seal::Sha256 { value }, None) => {
             if Digest::of(document) != *value {
@@ -78,18 +73,15 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
     }
     let manifest = Manifest::parse(document)?;
     if manifest.set != *set || manifest.id != id {
-        return Err(Error::corrupt("read manifest", "the manifest belongs to another backup; it was moved or copied here")
-            .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
+        return Err(Error::corrupt(
+            "read manifest",
+            "the manifest belongs to another backup; it was moved or copied here",
+        )
+        .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
     }
     Ok(manifest)
 }
 
 fn broken() -> Error {
     Error::corrupt("read manifest", "the seal does not match; the manifest was changed or damaged")
-}
-
-fn seal_key(key: &BackupKey) -> Result<hmac::Key> {
-    let mut bytes = zeroize::Zeroizing::new([0; 32]);
-    key.derive(b"", &[INFO], bytes.as_mut_slice())?;
-    Ok(hmac::Key::new(hmac::HMAC_SHA256, bytes.as_slice()))
 }

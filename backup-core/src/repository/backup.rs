@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::wrap_key;
 use super::commit::{Cleanup, Pending};
-use super::contents::{DetailsHead, ArtifactDetails};
+use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
 use super::{Inner, Repository};
 use crate::digest::Digest;
@@ -38,7 +37,7 @@ use crate::proof::Proofs;
 use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
-use crate::source::{Artifact, ArtifactMeta, Outcome, Source, SourceReport, SnapshotRequest, Warning};
+use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
 
 /// A backup to be made: set options, then await.
 #[must_use = "a backup runs when it is awaited"]
@@ -49,6 +48,7 @@ pub struct Backup<'a> {
     selection: Selection,
     only: Option<Vec<String>>,
     labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
@@ -90,6 +90,7 @@ impl<'a> Backup<'a> {
             selection: Selection::all(),
             only: None,
             labels: BTreeMap::new(),
+            keep_for: None,
             rate_limit: None,
             observers: Vec::new(),
             shutdown: None,
@@ -112,6 +113,12 @@ impl<'a> Backup<'a> {
     /// Adds a label. Labels are readable by anyone who may read the sinks.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// Keeps this backup for at least `time`, whatever the retention policy says.
+    pub fn keep_for(mut self, time: Duration) -> Self {
+        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
     }
 
@@ -176,7 +183,7 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.selection, &self.labels);
+                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
                 match shutdown {
                     None => work.await,
                     Some(shutdown) => tokio::select! {
@@ -223,8 +230,9 @@ impl std::fmt::Debug for Backup<'_> {
 /// 32 random bits for an id.
 fn random() -> Result<u32> {
     let mut bytes = [0; 4];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers"))?;
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
+        Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers")
+    })?;
     Ok(u32::from_le_bytes(bytes))
 }
 
@@ -258,6 +266,7 @@ impl Run<'_> {
         cleanup: &mut Cleanup,
         selection: &Selection,
         labels: &BTreeMap<String, String>,
+        keep_for: Option<TimeDelta>,
     ) -> Result<Prepared> {
         let previous = self.previous().await?;
         let pending = Pending::new(&self.set, self.id, None);
@@ -290,6 +299,8 @@ impl Run<'_> {
             started: self.started,
             finished: self.started,
             consistent_at: report.consistent_at,
+            log_position: report.log_position.take(),
+            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
@@ -329,9 +340,12 @@ impl Run<'_> {
     async fn wrap_key(&mut self) -> Result<()> {
         let Some(keyring) = self.inner.chain.keyring() else { return Ok(()) };
         let key = BackupKey::generate()?;
-        let wraps = self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
-        for (key_id, bytes) in wraps {
-            self.put(&wrap_key(&self.dir, &key_id)?, bytes, ObjectKind::Note).await?;
+        let (wraps, failures) =
+            self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
+        self.lose(failures)?;
+        let directory = self.dir.keys()?;
+        for (name, bytes) in wraps {
+            self.put(&directory.join(name)?, bytes, ObjectKind::Note).await?;
         }
         self.key = Some(key);
         Ok(())
@@ -360,8 +374,9 @@ impl Run<'_> {
                 }
             }
             let Some(done) = open.next().await else { break };
-            let (number, meta, object, result) = done
-                .map_err(|e| Error::new(ErrorKind::Internal, "store artifact").message("a task failed").caused_by(e))?;
+            let (number, meta, object, result) = done.map_err(|e| {
+                Error::new(ErrorKind::Internal, "store artifact").message("a task failed").caused_by(e)
+            })?;
             let meta: ArtifactMeta = meta;
             let (encoded, failures) = result.map_err(|e: Error| e.with("artifact", &meta.name))?;
             self.lose(failures)?;
@@ -417,7 +432,13 @@ impl Run<'_> {
         let options = PutOptions::overwrite(ObjectKind::Data);
         let (encoded, failures) = self
             .pipeline
-            .store(&self.alive, &self.dir.object(&object)?, &options, self.scope(DETAILS), futures::stream::iter(lines).boxed())
+            .store(
+                &self.alive,
+                &self.dir.object(&object)?,
+                &options,
+                self.scope(DETAILS),
+                futures::stream::iter(lines).boxed(),
+            )
             .await?;
         self.lose(failures)?;
         self.index(object, encoded).await
@@ -435,7 +456,8 @@ impl Run<'_> {
         if encoded.stored_size > INDEX_ABOVE {
             let bytes = encoded.index.to_bytes()?;
             let name = format!("{}.idx", stored.object);
-            stored.index = Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
+            stored.index =
+                Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
             self.put(&self.dir.object(&name)?, bytes, ObjectKind::Index).await?;
         }
         Ok(stored)
@@ -451,25 +473,13 @@ impl Run<'_> {
             details: &manifest.details,
             recipe: &report.recipe,
         };
-        let mut stored = Vec::new();
-        for (name, bytes) in [Some(notes.restore()), notes.decoder()].into_iter().flatten() {
-            stored.push(self.note(name, bytes).await?);
+        let mut texts: Vec<_> = [Some(notes.restore()), notes.decoder()].into_iter().flatten().collect();
+        let described: Vec<_> = texts.iter().map(|(name, bytes)| note(name, bytes)).collect();
+        texts.push(notes.sums(&described));
+        for (name, bytes) in &texts {
+            self.put(&self.dir.object(name)?, bytes.clone(), ObjectKind::Note).await?;
         }
-        let (name, bytes) = notes.sums(&stored);
-        stored.push(self.note(name, bytes).await?);
-        Ok(stored)
-    }
-
-    async fn note(&mut self, name: &str, bytes: Bytes) -> Result<StoredObject> {
-        let object = StoredObject {
-            object: name.to_owned(),
-            size: bytes.len() as u64,
-            sha256: Digest::of(&bytes),
-            plain_size: None,
-            index: None,
-        };
-        self.put(&self.dir.object(name)?, bytes, ObjectKind::Note).await?;
-        Ok(object)
+        Ok(texts.iter().map(|(name, bytes)| note(name, bytes)).collect())
     }
 
     /// Puts a small object on every working sink.
@@ -507,6 +517,17 @@ impl Run<'_> {
     }
 }
 
+/// A plain object as the manifest records it.
+fn note(name: &str, bytes: &Bytes) -> StoredObject {
+    StoredObject {
+        object: name.to_owned(),
+        size: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+        plain_size: None,
+        index: None,
+    }
+}
+
 /// Writes the manifest to each sink that has everything, and tells the source how it went.
 async fn commit(
     inner: &Inner,
@@ -518,7 +539,7 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
-    manifest.finished = manifest.started + chrono::TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
+    manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
         let bytes = seal(&manifest, key.as_ref())?;

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::observer::Observer;
 use crate::sink::Sink;
-use crate::transform::{Chain, Stage, Transform, builtin};
+use crate::transform::{AesGcm, Chain, Stage, Transform};
 use crate::workers::Workers;
 
 /// Bytes a run may hold in its pipelines unless told otherwise.
@@ -144,7 +144,9 @@ impl RepositoryBuilder {
         let workers = Workers::shared()?;
         let keyring = self.transforms.iter().find_map(|t| t.keyring().cloned()).or(self.keyring);
         let mut known = self.transforms.clone();
-        known.extend(builtin());
+        if let (Some(keyring), false) = (&keyring, encrypts) {
+            known.push(Arc::new(AesGcm::new(keyring.clone())));
+        }
         let chain = Arc::new(Chain::new(self.transforms)?);
         let repository = Inner {
             sinks: self.sinks,
@@ -160,9 +162,12 @@ impl RepositoryBuilder {
         };
         let needed = repository.pipeline_memory();
         if needed > repository.budget {
-            return Err(Error::invalid("build repository", "the memory budget is too small for one artifact")
-                .with("budget", repository.budget)
-                .with("needed", needed));
+            return Err(Error::invalid(
+                "build repository",
+                "the memory budget is too small for one artifact",
+            )
+            .with("budget", repository.budget)
+            .with("needed", needed));
         }
         Ok(Repository(Arc::new(repository)))
     }

@@ -5,7 +5,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
 use super::Inner;
 use crate::digest::Digest;
@@ -15,7 +16,7 @@ use crate::engine::read::StoredReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, KEYS, MANIFEST};
+use crate::layout::{BackupDir, MANIFEST};
 use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
@@ -23,7 +24,7 @@ use crate::retention::BackupSummary;
 use crate::sink::{Sink, read_bytes};
 
 /// Largest key wrap a reader accepts, in bytes.
-const WRAP_LIMIT: u64 = 64 * 1024;
+pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
 const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
@@ -130,7 +131,9 @@ impl Catalog<'_> {
                 while let Some(object) = objects.try_next().await? {
                     let Some(rest) = object.key.strip_prefix(prefix) else { continue };
                     let mut segments = rest.segments();
-                    if let (Some(id), Some(MANIFEST), None) = (segments.next(), segments.next(), segments.next()) {
+                    if let (Some(id), Some(MANIFEST), None) =
+                        (segments.next(), segments.next(), segments.next())
+                    {
                         ids.extend(id.parse::<BackupId>());
                     }
                 }
@@ -143,11 +146,12 @@ impl Catalog<'_> {
     pub(super) async fn list(&self) -> Result<BackupList> {
         let (found, unreachable) = self.ids().await?;
         let mut list = BackupList { unreachable, ..BackupList::default() };
-        let opened: Vec<_> = futures::stream::iter(found.into_iter().rev())
-            .map(|(id, sinks)| async move { (id, self.open_on(id, &sinks).await, sinks) })
-            .buffered(READ_AT_ONCE)
-            .collect()
-            .await;
+        let opening: Vec<BoxFuture<'_, _>> = found
+            .into_iter()
+            .rev()
+            .map(|(id, sinks)| async move { (id, self.open_on(id, &sinks).await, sinks) }.boxed())
+            .collect();
+        let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
         for (id, result, sinks) in opened {
             match result {
                 Ok(opened) => list.backups.push(opened.summary()),
@@ -257,7 +261,9 @@ fn worst(mut errors: Vec<(SinkId, Error)>) -> Error {
     }
     let (sink, error) = errors.swap_remove(position);
     if error.kind() == ErrorKind::NotFound {
-        return Error::new(ErrorKind::NotFound, "read manifest").message("there is no such backup").caused_by(error);
+        return Error::new(ErrorKind::NotFound, "read manifest")
+            .message("there is no such backup")
+            .caused_by(error);
     }
     error.with("sink", sink)
 }
@@ -271,6 +277,10 @@ impl Opened {
             kind: manifest.kind.clone(),
             started: manifest.started,
             finished: manifest.finished,
+            consistent_at: manifest.consistent_at,
+            log_position: manifest.log_position.clone(),
+            pinned: false,
+            keep_until: manifest.keep_until,
             references: manifest.references.clone(),
             labels: manifest.labels.clone(),
             source_kind: manifest.source.kind.clone(),
@@ -294,7 +304,14 @@ impl Opened {
         let copies: Arc<[Arc<dyn Sink>]> = copies.into();
         let reader = |name: &str, size, index| -> Result<StoredReader> {
             let key = self.dir.object(name)?;
-            Ok(StoredReader::new(Arc::clone(&copies), key, size, Arc::new(index), inner.patience, watch.clone()))
+            Ok(StoredReader::new(
+                Arc::clone(&copies),
+                key,
+                size,
+                Arc::new(index),
+                inner.patience,
+                watch.clone(),
+            ))
         };
         let index = match &object.index {
             None => BlockIndex::single(object.size, object.sha256),
@@ -318,9 +335,4 @@ pub(super) async fn collect(mut from: tokio::sync::mpsc::Receiver<Result<Bytes>>
         all.extend_from_slice(&block?);
     }
     Ok(all.freeze())
-}
-
-/// The place of key wraps below a backup's directory.
-pub(super) fn wrap_key(dir: &BackupDir, key_id: &str) -> Result<Key> {
-    dir.prefix().join(KEYS)?.join(format!("{key_id}.json"))
 }

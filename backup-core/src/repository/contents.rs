@@ -106,9 +106,14 @@ impl Contents {
         copies: &[Arc<dyn Sink>],
         watch: &Watch,
     ) -> Result<Self> {
-        let reader = inner.plain_reader(&opened, DETAILS, &opened.manifest.details, None, copies, watch).await?;
+        let reader =
+            inner.plain_reader(&opened, DETAILS, &opened.manifest.details, None, copies, watch).await?;
         let (head, _) = read_head(reader.stream(None)).await?;
-        Ok(Self { head: Arc::new(head), items: Arc::new(StoredItems { reader, id: opened.manifest.id }), opened })
+        Ok(Self {
+            head: Arc::new(head),
+            items: Arc::new(StoredItems { reader, id: opened.manifest.id }),
+            opened,
+        })
     }
 
     /// The manifest.
@@ -189,7 +194,10 @@ struct Rest {
 /// Reads the first line.
 async fn read_head(stream: ByteStream) -> Result<(DetailsHead, Rest)> {
     let mut rest = Rest { read: BytesMut::new(), stream };
-    let line = rest.line(HEAD_LIMIT).await?.ok_or_else(|| Error::corrupt("read details", "the details are empty"))?;
+    let line = rest
+        .line(HEAD_LIMIT)
+        .await?
+        .ok_or_else(|| Error::corrupt("read details", "the details are empty"))?;
     let head: DetailsHead = serde_json::from_slice(&line)
         .map_err(|e| Error::corrupt("read details", "the first line cannot be read").caused_by(e))?;
     if head.format != 1 {
@@ -217,7 +225,9 @@ impl Rest {
             }
             searched = self.read.len();
             if searched > limit {
-                return Err(Error::new(ErrorKind::LimitExceeded, "read details").message("a line is too long"));
+                return Err(
+                    Error::new(ErrorKind::LimitExceeded, "read details").message("a line is too long")
+                );
             }
             match self.stream.try_next().await? {
                 Some(bytes) => self.read.extend_from_slice(&bytes),

@@ -27,7 +27,12 @@ impl Export {
             let reader = inner
                 .plain_reader(&contents.opened, &artifact.meta.name, &artifact.stored, sha256, copies, &watch)
                 .await?;
-            readers.push(ArtifactReader::new(artifact.meta.clone(), reader.plain_size, None, Arc::new(reader)));
+            readers.push(ArtifactReader::new(
+                artifact.meta.clone(),
+                reader.plain_size,
+                None,
+                Arc::new(reader),
+            ));
         }
         Ok(Self { contents, readers })
     }

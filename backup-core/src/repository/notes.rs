@@ -73,7 +73,8 @@ impl Notes<'_> {
                 .get(artifact.meta.name.as_ref())
                 .cloned()
                 .unwrap_or_else(|| format!("cat > {}", quote(&file_name(&plain))));
-            let _ = writeln!(text, "{} | {command}", self.decode(&artifact.meta.name, &artifact.stored.object));
+            let _ =
+                writeln!(text, "{} | {command}", self.decode(&artifact.meta.name, &artifact.stored.object));
         }
         for line in &self.recipe.after {
             let _ = writeln!(text, "{line}");

@@ -111,7 +111,13 @@ impl<'a> Verify<'a> {
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let result = self.copies(inner, &catalog).await;
         let error = result.as_ref().err();
-        watch.event(&Event::Finished { verb: "verify", set: &set, id: self.id, error, elapsed: watch.elapsed() });
+        watch.event(&Event::Finished {
+            verb: "verify",
+            set: &set,
+            id: self.id,
+            error,
+            elapsed: watch.elapsed(),
+        });
         result
     }
 
@@ -122,7 +128,8 @@ impl<'a> Verify<'a> {
                 .message("encryption is required and this backup is readable by anyone; make a new one and remove it")
                 .with("id", self.id));
         }
-        let mut work = Work { inner, catalog, opened: &opened, report: Self::empty(self.id), decoded: Vec::new() };
+        let mut work =
+            Work { inner, catalog, opened: &opened, report: Self::empty(self.id), decoded: Vec::new() };
         for sink in &inner.sinks {
             if self.only.as_ref().is_none_or(|only| sink.id() == only) {
                 work.copy(sink).await?;
@@ -162,22 +169,30 @@ impl Work<'_> {
         if !self.opened.copies.iter().any(|s| s.id() == sink.id()) {
             let why = self.opened.bad.iter().find(|(id, _)| id == sink.id());
             let error = match why {
-                Some((_, why)) => Error::corrupt("read manifest", "the manifest of this copy cannot be trusted")
-                    .with("because", why),
+                Some((_, why)) => {
+                    Error::corrupt("read manifest", "the manifest of this copy cannot be trusted")
+                        .with("because", why)
+                }
                 None => Error::new(ErrorKind::NotFound, "read manifest"),
             };
             self.problem(sink, self.opened.dir.manifest()?, error);
         }
         let copies = [Arc::clone(sink)];
-        let contents =
-            match Contents::from_copies(self.inner, self.opened.clone(), &copies, &self.catalog.watch).await {
-                Ok(contents) => Some(contents),
-                Err(error) => {
-                    self.problem(sink, self.opened.dir.object(&manifest.details.object)?, error);
-                    // The digests of plain bytes may still be known from another copy.
-                    Contents::of(self.inner, self.opened.clone(), &self.catalog.watch).await.ok()
-                }
-            };
+        let contents = match Contents::from_copies(
+            self.inner,
+            self.opened.clone(),
+            &copies,
+            &self.catalog.watch,
+        )
+        .await
+        {
+            Ok(contents) => Some(contents),
+            Err(error) => {
+                self.problem(sink, self.opened.dir.object(&manifest.details.object)?, error);
+                // The digests of plain bytes may still be known from another copy.
+                Contents::of(self.inner, self.opened.clone(), &self.catalog.watch).await.ok()
+            }
+        };
         for artifact in &manifest.artifacts {
             let sha256 = contents
                 .as_ref()
@@ -210,7 +225,8 @@ impl Work<'_> {
             }
         }
         let copies = [Arc::clone(sink)];
-        let reader = self.inner.plain_reader(self.opened, name, object, sha256, &copies, &self.catalog.watch).await;
+        let reader =
+            self.inner.plain_reader(self.opened, name, object, sha256, &copies, &self.catalog.watch).await;
         let key = self.opened.dir.object(&object.object)?;
         let reader = match reader {
             Ok(reader) => reader,

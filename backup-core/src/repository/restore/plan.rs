@@ -195,7 +195,9 @@ impl Planned {
                             readable = true;
                             break;
                         }
-                        Ok(info) if info.size != size => problems.push(format!("{}: another size", sink.id())),
+                        Ok(info) if info.size != size => {
+                            problems.push(format!("{}: another size", sink.id()))
+                        }
                         Ok(_) => problems.push(format!("{}: archived, must be thawed first", sink.id())),
                         Err(error) => problems.push(format!("{}: {}", sink.id(), error.chain())),
                     }
@@ -220,7 +222,8 @@ impl Planned {
         while let Some(item) = stream.try_next().await? {
             let place = (item.origin.unwrap_or(self.plan.id), item.artifact.to_string());
             let selected = self.plan.selection.matches(&item.path);
-            let wanted = (selected && restore.needs(&item).await?) || (!selected && self.links.contains(&item.path));
+            let wanted =
+                (selected && restore.needs(&item).await?) || (!selected && self.links.contains(&item.path));
             if wanted {
                 let end = item.offset.checked_add(item.length).ok_or_else(|| {
                     Error::corrupt("plan restore", "the range of an item overflows").with("item", &item.path)

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 
 use super::super::Inner;
 use super::super::catalog::Catalog;
 use super::super::contents::Contents;
 use super::plan::{Parts, Planned};
-use super::{RestoreOutcome, RestoreTo};
+use super::{Options, RestoreBuilder, RestoreOutcome, RestoreTo};
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName};
@@ -17,19 +18,28 @@ use crate::observer::Event;
 use crate::proof::Proofs;
 use crate::reader::ArtifactReader;
 use crate::selection::Selection;
-use crate::target::{Atomicity, PlannedArtifact, Restore};
+use crate::source::Source;
+use crate::target::{Atomicity, PlannedArtifact, Restore, RestoreTarget};
+
+/// A restore without what only starts and stops it.
+struct Job<'a> {
+    which: RestoreBuilder<'a>,
+    target: &'a dyn RestoreTarget,
+    options: Options,
+    safety: Option<(String, &'a dyn Source)>,
+}
 
 impl RestoreTo<'_> {
-    pub(super) async fn run(mut self) -> Result<RestoreOutcome> {
-        let inner = &self.which.repository.0;
-        let set = SetName::parse(self.which.set.clone())?;
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
+    pub(super) async fn run(self) -> Result<RestoreOutcome> {
+        let Self { which, target, options, mut observers, shutdown, safety } = self;
+        let job = Job { which, target, options, safety };
+        let inner = &job.which.repository.0;
+        let set = SetName::parse(job.which.set.clone())?;
+        observers.splice(0..0, inner.observers.iter().cloned());
         let watch = Watch::new(observers);
-        let shutdown = self.shutdown.take();
-        let id = self.which.choose().await?;
+        let id = job.which.choose().await?;
         watch.event(&Event::Started { verb: "restore", set: &set, id });
-        let work = self.restore(inner, &set, id, &watch);
+        let work = job.restore(inner, &set, id, &watch);
         let result = match shutdown {
             None => work.await,
             // Dropping the work drops the target's restore, which leaves the target as it was.
@@ -43,8 +53,16 @@ impl RestoreTo<'_> {
         watch.event(&Event::Finished { verb: "restore", set: &set, id, error, elapsed: watch.elapsed() });
         result.map_err(|e| e.with("backup", format_args!("{set}/{id}")))
     }
+}
 
-    async fn restore(&self, inner: &Inner, set: &SetName, id: BackupId, watch: &Watch) -> Result<RestoreOutcome> {
+impl Job<'_> {
+    async fn restore(
+        &self,
+        inner: &Inner,
+        set: &SetName,
+        id: BackupId,
+        watch: &Watch,
+    ) -> Result<RestoreOutcome> {
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let selection = match &self.options.only {
             Some(only) => Selection::globs(only)?,
@@ -55,7 +73,9 @@ impl RestoreTo<'_> {
         for artifact in &planned.plan.artifacts {
             if !self.target.accepts(&artifact.meta.format) {
                 return Err(Error::new(ErrorKind::Unsupported, "plan restore")
-                    .message("the target cannot take this format; choose the target that fits what was backed up")
+                    .message(
+                        "the target cannot take this format; choose the target that fits what was backed up",
+                    )
                     .with("artifact", &artifact.meta.name)
                     .with("format", &artifact.meta.format.name)
                     .with("made_by", &planned.plan.source_kind));
@@ -99,7 +119,8 @@ impl RestoreTo<'_> {
 
     /// Backs the target's present state up, where that is asked for, and insists on it where it is needed.
     async fn safety(&self) -> Result<Option<BackupId>> {
-        let in_place = self.options.replace && self.target.atomicity() == Atomicity::None && !self.options.rehearse;
+        let in_place =
+            self.options.replace && self.target.atomicity() == Atomicity::None && !self.options.rehearse;
         if in_place && !(self.options.allow_partial && self.safety.is_some()) {
             return Err(Error::invalid(
                 "plan restore",
@@ -146,11 +167,16 @@ async fn stage(
     }
     watch.expect(Some(total));
     for artifacts in phases.into_values() {
-        let mut running = futures::stream::iter(artifacts)
-            .map(|artifact| one(inner, catalog, planned, restore, artifact, &parts, watch))
-            .buffer_unordered(restore.max_open().max(1));
-        while let Some(result) = running.next().await {
-            result?;
+        let mut waiting = artifacts.into_iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            let room = restore.max_open().max(1).saturating_sub(running.len());
+            let more = waiting.by_ref().take(room);
+            running.extend(more.map(|a| one(inner, catalog, planned, restore, a, &parts, watch).boxed()));
+            match running.next().await {
+                Some(result) => result?,
+                None => break,
+            }
         }
     }
     let proofs = restore.prove().await?;
