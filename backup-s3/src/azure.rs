@@ -27,7 +27,11 @@ pub struct AzureSink;
 impl AzureSink {
     /// Begins with the environment's configuration.
     pub fn builder() -> SinkBuilder<Azure> {
-        SinkBuilder::with(Azure { builder: MicrosoftAzureBuilder::from_env(), container: None, endpoint: None })
+        SinkBuilder::with(Azure {
+            builder: MicrosoftAzureBuilder::from_env(),
+            container: None,
+            endpoint: None,
+        })
     }
 
     /// Begins with container and prefix from `az://container/prefix`.
@@ -87,13 +91,16 @@ impl SinkBuilder<Azure> {
         tls::install();
         let Azure { mut builder, container, endpoint } = self.provider;
         let container = container.or_else(|| builder.get_config_value(&AzureConfigKey::ContainerName));
-        let container = container.ok_or_else(|| Error::invalid(OPERATION, "name the container with `container`"))?;
+        let container =
+            container.ok_or_else(|| Error::invalid(OPERATION, "name the container with `container`"))?;
         let endpoint = endpoint.or_else(|| builder.get_config_value(&AzureConfigKey::Endpoint));
         let environment = |key| builder.get_config_value(&AzureConfigKey::Client(key));
         let allowed = environment(object_store::ClientConfigKey::AllowHttp).as_deref() == Some("true");
         let client = Client {
             timeout: self.options.request_timeout(),
-            allow_http: endpoint.as_deref().map_or(Ok(allowed), |url| http_client::check_http(url, allowed))?,
+            allow_http: endpoint
+                .as_deref()
+                .map_or(Ok(allowed), |url| http_client::check_http(url, allowed))?,
             certificates: &[],
             environment: &environment,
         };

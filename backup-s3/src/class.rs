@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn headers_tell_what_can_be_read() {
         let tier = |headers: &[(&'static str, &'static str)]| {
-            Tier::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)).availability()
+            Tier::from_headers(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| *v))
+                .availability()
         };
         assert_eq!(tier(&[]), Availability::Ready);
         assert_eq!(tier(&[("x-amz-storage-class", "GLACIER_IR")]), Availability::Ready);
@@ -118,10 +119,12 @@ mod tests {
             restoring("ongoing-request=\"false\", expiry-date=\"Fri, 21 Dec 2027 00:00:00 GMT\""),
             Availability::Ready
         );
-        let intelligent = [("x-amz-storage-class", "INTELLIGENT_TIERING"), ("x-amz-archive-status", "ARCHIVE_ACCESS")];
+        let intelligent =
+            [("x-amz-storage-class", "INTELLIGENT_TIERING"), ("x-amz-archive-status", "ARCHIVE_ACCESS")];
         assert_eq!(tier(&intelligent), Availability::Archived);
         assert_eq!(tier(&[("x-ms-access-tier", "Archive")]), Availability::Archived);
-        let rehydrating = [("x-ms-access-tier", "Archive"), ("x-ms-archive-status", "rehydrate-pending-to-hot")];
+        let rehydrating =
+            [("x-ms-access-tier", "Archive"), ("x-ms-archive-status", "rehydrate-pending-to-hot")];
         assert_eq!(tier(&rehydrating), Availability::Thawing);
     }
 }

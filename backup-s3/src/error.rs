@@ -170,7 +170,11 @@ fn meaning(reply: &Reply, fallback: ErrorKind) -> (ErrorKind, &'static str) {
             "the store does not accept these credentials; check key, secret and region",
         );
     }
-    if reply.code_is(&["PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"]) {
+    if reply.code_is(&[
+        "PermanentRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+    ]) {
         return (ErrorKind::WrongPlace, "the bucket lies in another region; set its region");
     }
     if reply.code_is(&["BlobImmutableDueToPolicy", "RetentionPolicyNotMet", "ObjectLocked"]) {
@@ -225,7 +229,8 @@ mod tests {
         assert!(!shown.contains("FQoG") && !shown.contains("AWS4"), "{shown}");
         assert!(shown.contains("has expired") && shown.contains("400"), "{shown}");
 
-        let url = "error sending request for https://x.blob.core.windows.net/c/o?sig=c2VjcmV0&se=2027: refused";
+        let url =
+            "error sending request for https://x.blob.core.windows.net/c/o?sig=c2VjcmV0&se=2027: refused";
         assert!(!Reply::read(None, url).to_string().contains("c2Vj"));
     }
 
@@ -242,7 +247,12 @@ mod tests {
     #[test]
     fn an_archived_object_is_not_worth_a_retry() {
         let body = "<Error><Code>InvalidObjectState</Code></Error>";
-        let error = described("read", Tried::Enough, ErrorKind::PermissionDenied, Reply::read(Some(403), body));
-        assert!(error.kind() == ErrorKind::Unavailable && !error.is_retryable() && error.to_string().contains("thaw"));
+        let error =
+            described("read", Tried::Enough, ErrorKind::PermissionDenied, Reply::read(Some(403), body));
+        assert!(
+            error.kind() == ErrorKind::Unavailable
+                && !error.is_retryable()
+                && error.to_string().contains("thaw")
+        );
     }
 }

@@ -74,5 +74,8 @@ pub(crate) fn check_http(url: &str, allowed: bool) -> Result<bool> {
     if allowed || local {
         return Ok(true);
     }
-    Err(Error::invalid(OPERATION, "the endpoint has no TLS: anyone on the way can read and change requests; use https, or say `allow_http`"))
+    Err(Error::invalid(
+        OPERATION,
+        "the endpoint has no TLS: anyone on the way can read and change requests; use https, or say `allow_http`",
+    ))
 }

@@ -35,8 +35,8 @@ pub use builder::{AnyStore, SinkBuilder};
 pub use class::StorageClasses;
 #[cfg(feature = "gcs")]
 pub use gcs::{Gcs, GcsSink};
+pub use object_store;
 pub use parts::{DEFAULT_PART_SIZE, MAX_PART_SIZE, MAX_PARTS, MIN_PART_SIZE, PartPlan, PartSizes};
 #[cfg(feature = "s3")]
 pub use s3::{Checksum, Encryption, ObjectLock, S3, S3Sink};
 pub use sink::ObjectStoreSink;
-pub use object_store;

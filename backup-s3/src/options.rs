@@ -66,9 +66,11 @@ impl Options {
     }
 
     /// Time for one request: enough for the largest part over a slow link.
-    #[cfg_attr(not(any(feature = "s3", feature = "gcs", feature = "azure")), expect(dead_code, reason = "no HTTP store"))]
+    #[cfg_attr(
+        not(any(feature = "s3", feature = "gcs", feature = "azure")),
+        expect(dead_code, reason = "no HTTP store")
+    )]
     pub(crate) fn request_timeout(&self) -> Duration {
-        self.request_timeout
-            .unwrap_or_else(|| Duration::from_secs(60 + self.upload_memory as u64 / SLOWEST))
+        self.request_timeout.unwrap_or_else(|| Duration::from_secs(60 + self.upload_memory as u64 / SLOWEST))
     }
 }

@@ -86,7 +86,9 @@ mod tests {
     #[test]
     fn foreign_names_are_not_keys() {
         let place = Place::new("ours").unwrap();
-        for foreign in ["theirs/x", "oursx", "ours", "ours/", "ours/a//b", "ours/dir/", "ours/a b", "ours/.probe/x"] {
+        for foreign in
+            ["theirs/x", "oursx", "ours", "ours/", "ours/a//b", "ours/dir/", "ours/a b", "ours/.probe/x"]
+        {
             assert_eq!(place.key(foreign), None, "{foreign}");
         }
         assert!(Place::new("a//b").is_err());

@@ -82,7 +82,8 @@ async fn put(shared: &Shared, path: &Path) -> Result<Put> {
 /// A role that lacks a permission, as opposed to credentials or a clock the store does not accept at all.
 fn is_plain_denial(error: &object_store::Error) -> bool {
     let reply = crate::error::reply(error);
-    let codes = ["AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "AuthorizationFailure"];
+    let codes =
+        ["AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "AuthorizationFailure"];
     reply.code_is(&codes) || (reply.code.is_none() && reply.status == Some(403))
 }
 

@@ -127,10 +127,8 @@ fn resuming(
                     return Ok(Some((bytes, state)));
                 }
                 Err(error) => {
-                    let lasting = !matches!(
-                        error.kind(),
-                        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Io
-                    );
+                    let lasting =
+                        !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Io);
                     if lasting || state.failures >= RESUMES {
                         return Err(error.retryable(false));
                     }

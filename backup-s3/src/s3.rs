@@ -13,5 +13,5 @@ mod sign;
 mod xml;
 
 pub use builder::{S3, S3Sink};
-pub(crate) use sign::{Signer, add_headers};
 pub use settings::{Checksum, Encryption, ObjectLock};
+pub(crate) use sign::{Signer, add_headers};

@@ -80,7 +80,7 @@ impl Shared {
         let result = self.store.get_opts(path, options).await?;
         Ok(Found {
             tier: result.extensions.get::<Tier>().cloned().unwrap_or_default(),
-            writer: result.attributes.get(&Attribute::Metadata(WRITER.into())).map(ToString::to_string),
+            writer: result.attributes.get(&Attribute::Metadata(WRITER.into())).map(|v| v.as_ref().to_owned()),
             meta: result.meta,
         })
     }

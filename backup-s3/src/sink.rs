@@ -250,5 +250,7 @@ impl Sink for ObjectStoreSink {
 
 pub(crate) fn already_exists(operation: &'static str, shared: &Shared, key: &Key) -> Error {
     let reply = crate::error::Reply::read(None, "a look-up found the name in use");
-    described(operation, Tried::Enough, ErrorKind::AlreadyExists, reply).with("key", key).with("sink", &shared.id)
+    described(operation, Tried::Enough, ErrorKind::AlreadyExists, reply)
+        .with("key", key)
+        .with("sink", &shared.id)
 }

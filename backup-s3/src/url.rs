@@ -30,15 +30,21 @@ impl ObjectStoreSink {
 }
 
 /// Takes a URL apart. It may not hold anything else: a password would end in ids and logs.
-#[cfg_attr(not(any(feature = "s3", feature = "gcs", feature = "azure")), expect(dead_code, reason = "no store with a URL"))]
+#[cfg_attr(
+    not(any(feature = "s3", feature = "gcs", feature = "azure")),
+    expect(dead_code, reason = "no store with a URL")
+)]
 pub(crate) fn bucket_and_prefix(url: &str, schemes: &[&str]) -> Result<(String, String)> {
     let refuse = |why: &'static str| Error::invalid(OPERATION, why);
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| refuse("a URL looks like s3://bucket/prefix"))?;
+    let (scheme, rest) =
+        url.split_once("://").ok_or_else(|| refuse("a URL looks like s3://bucket/prefix"))?;
     if !schemes.contains(&scheme) {
         return Err(refuse("the URL is of another store").with("scheme", scheme.escape_debug()));
     }
     if rest.contains(['@', '?', '#']) {
-        return Err(refuse("credentials and settings do not belong in the URL; use the environment, a profile or the builder"));
+        return Err(refuse(
+            "credentials and settings do not belong in the URL; use the environment, a profile or the builder",
+        ));
     }
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {

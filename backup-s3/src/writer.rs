@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use backup_core::{CREATE_NEW_LIMIT, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions, Result, SinkWriter};
+use backup_core::{
+    CREATE_NEW_LIMIT, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions, Result, SinkWriter,
+};
 use bytes::Bytes;
 use object_store::PutMultipartOptions;
 use object_store::path::Path;
@@ -172,7 +174,8 @@ impl Writer {
             attributes: self.shared.attributes(self.options.kind, &self.token),
             extensions: self.shared.lock(self.options.retain_until).await?,
         };
-        let mut upload = Upload::start(Arc::clone(&self.shared), &self.key, self.path.clone(), options).await?;
+        let mut upload =
+            Upload::start(Arc::clone(&self.shared), &self.key, self.path.clone(), options).await?;
         for part in self.waiting.drain(..) {
             upload.push(part);
         }

@@ -31,7 +31,10 @@ pub(crate) struct Api {
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api").field("bucket", &self.bucket).field("region", &self.region).finish_non_exhaustive()
+        f.debug_struct("Api")
+            .field("bucket", &self.bucket)
+            .field("region", &self.region)
+            .finish_non_exhaustive()
     }
 }
 
@@ -63,6 +66,12 @@ impl<'a> Request<'a> {
 
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((HeaderName::from_static(name), value.into()));
+        self
+    }
+
+    pub(crate) fn headers(mut self, headers: &[(&'static str, String)]) -> Self {
+        self.headers
+            .extend(headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.clone())));
         self
     }
 
@@ -176,7 +185,10 @@ async fn body(response: HttpResponse) -> Result<Bytes, Failure> {
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|e| Failure::new(ErrorKind::Unavailable, &e.to_string()))?;
         if all.len() + chunk.len() > MAX_REPLY {
-            return Err(Failure::new(ErrorKind::LimitExceeded, "the store's reply is longer than any should be"));
+            return Err(Failure::new(
+                ErrorKind::LimitExceeded,
+                "the store's reply is longer than any should be",
+            ));
         }
         all.extend_from_slice(&chunk);
     }

@@ -66,7 +66,10 @@ fn lifecycle(rules: Vec<Rule>, prefix: &str, tags: &Tags, warnings: &mut Vec<War
                 format!("the bucket's lifecycle rule `{name}` moves manifests to {}, where nothing can list or verify them; let it begin at a size (ObjectSizeGreaterThan), or set the class of data in the sink", transition.storage_class),
             ));
         }
-        aborts |= rule.abort_incomplete_multipart_upload.as_ref().is_some_and(|a| a.days_after_initiation.is_some());
+        aborts |= rule
+            .abort_incomplete_multipart_upload
+            .as_ref()
+            .is_some_and(|a| a.days_after_initiation.is_some());
     }
     if !aborts {
         warnings.push(Warning::new(

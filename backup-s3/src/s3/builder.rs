@@ -195,7 +195,9 @@ impl SinkBuilder<S3> {
         let address = Address::new(endpoint.as_deref(), &bucket, &region, s3.virtual_hosted)?;
         let allow_http = http_client::check_http(
             &address.url,
-            s3.allow_http || setting(ConfigKey::Client(object_store::ClientConfigKey::AllowHttp)).as_deref() == Some("true"),
+            s3.allow_http
+                || setting(ConfigKey::Client(object_store::ClientConfigKey::AllowHttp)).as_deref()
+                    == Some("true"),
         )?;
         s3.add_ca_bundle()?;
         let client = Client {
@@ -240,9 +242,11 @@ impl SinkBuilder<S3> {
         }
         builder = s3.dress(builder);
         let unsigned = setting(ConfigKey::SkipSignature).as_deref() == Some("true");
-        let store: Arc<AmazonS3> = Arc::new(builder.build().map_err(|e| {
-            crate::error::store_error(OPERATION, crate::error::Tried::Enough, &e)
-        })?);
+        let store: Arc<AmazonS3> = Arc::new(
+            builder
+                .build()
+                .map_err(|e| crate::error::store_error(OPERATION, crate::error::Tried::Enough, &e))?,
+        );
         // Set once, just created: there is nothing to replace.
         let _ = wire.signer.set(Signer::new(store.credentials(), &region));
         let api = Api {
@@ -289,10 +293,11 @@ impl S3 {
         let named = self.profile.as_ref().or_else(|| self.environment.get("AWS_PROFILE"));
         let profile = Profile::read(named.map_or("default", String::as_str), &self.environment)?;
         match (named, &profile) {
-            (Some(name), None) => {
-                Err(Error::invalid(OPERATION, "the profile is in neither ~/.aws/config nor ~/.aws/credentials")
-                    .with("profile", name))
-            }
+            (Some(name), None) => Err(Error::invalid(
+                OPERATION,
+                "the profile is in neither ~/.aws/config nor ~/.aws/credentials",
+            )
+            .with("profile", name)),
             _ => Ok(profile),
         }
     }
@@ -326,7 +331,9 @@ impl S3 {
         let configured = builder.get_config_value(&ConfigKey::Checksum).is_some();
         builder = match self.checksum {
             Some(Checksum::Sha256) => builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
-            Some(Checksum::Crc64Nvme) => builder.with_checksum_algorithm(object_store::aws::Checksum::CRC64NVME),
+            Some(Checksum::Crc64Nvme) => {
+                builder.with_checksum_algorithm(object_store::aws::Checksum::CRC64NVME)
+            }
             Some(Checksum::None) => builder,
             None if configured => builder,
             None => builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
@@ -361,9 +368,12 @@ impl Address {
     fn new(endpoint: Option<&str>, bucket: &str, region: &str, virtual_hosted: Option<bool>) -> Result<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if !bucket.chars().all(plain) || !region.chars().all(plain) {
-            return Err(Error::invalid(OPERATION, "bucket and region hold letters, digits, `.`, `-` and `_` only")
-                .with("bucket", bucket.escape_debug())
-                .with("region", region.escape_debug()));
+            return Err(Error::invalid(
+                OPERATION,
+                "bucket and region hold letters, digits, `.`, `-` and `_` only",
+            )
+            .with("bucket", bucket.escape_debug())
+            .with("region", region.escape_debug()));
         }
         let custom = endpoint.is_some();
         // A certificate for `*.s3.…` does not cover names with another dot.
@@ -372,7 +382,10 @@ impl Address {
         let base = endpoint.map_or_else(|| format!("https://s3.{region}.{suffix}"), str::to_owned);
         let base = base.trim_end_matches('/').to_owned();
         let refuse = || {
-            Error::invalid(OPERATION, "the endpoint must be a URL like https://host:port, without bucket, query or password")
+            Error::invalid(
+                OPERATION,
+                "the endpoint must be a URL like https://host:port, without bucket, query or password",
+            )
         };
         let parsed = Url::parse(&base).map_err(|_| refuse())?;
         let clean = parsed.username().is_empty() && parsed.password().is_none() && parsed.query().is_none();

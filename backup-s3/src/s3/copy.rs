@@ -20,30 +20,29 @@ const AT_ONCE: usize = 4;
 const OPERATION: &str = "copy object";
 
 /// Copies; `lock` are the headers that lock the new object.
-pub(super) async fn copy(api: &Api, copy: Copy<'_>, sse: &Encryption, lock: Vec<(&'static str, String)>) -> Result<()> {
+pub(super) async fn copy(
+    api: &Api,
+    copy: Copy<'_>,
+    sse: &Encryption,
+    lock: Vec<(&'static str, String)>,
+) -> Result<()> {
     let mut source = format!("/{}/", api.bucket);
     encode(&mut source, copy.from, true);
-    let dressed = |mut request: Request<'_>| {
-        if let Some(class) = copy.class {
-            request = request.header("x-amz-storage-class", class);
-        }
-        if !copy.tags.is_empty() {
-            request = request.header("x-amz-tagging", copy.tags);
-        }
-        for (name, value) in encryption(sse).into_iter().chain(lock.clone()) {
-            request = request.header(name, value);
-        }
-        request
-    };
+    let mut headers: Vec<(&'static str, String)> = encryption(sse);
+    headers.extend(lock);
+    headers.extend(copy.class.map(|class| ("x-amz-storage-class", class.to_owned())));
+    if !copy.tags.is_empty() {
+        headers.push(("x-amz-tagging", copy.tags.to_owned()));
+    }
     if copy.size <= ONE_REQUEST {
         let mut request = Request::object(Method::PUT, copy.to).header("x-amz-copy-source", source);
         if !copy.tags.is_empty() {
             request = request.header("x-amz-tagging-directive", "REPLACE");
         }
         // Onto itself a copy is allowed only when something else changes, as the class does.
-        return api.send(&dressed(request)).await.map(drop).map_err(|e| e.error(OPERATION));
+        return api.send(&request.headers(&headers)).await.map(drop).map_err(|e| e.error(OPERATION));
     }
-    let begin = dressed(Request::object(Method::POST, copy.to).query("uploads", ""));
+    let begin = Request::object(Method::POST, copy.to).query("uploads", "").headers(&headers);
     let reply = api.send(&begin).await.map_err(|e| e.error(OPERATION))?;
     let InitiateMultipartUploadResult { upload_id } = xml::parse(OPERATION, &reply)?;
     let done = parts(api, copy, &source, &upload_id).await;
@@ -71,7 +70,8 @@ async fn parts(api: &Api, copy: Copy<'_>, source: &str, upload_id: &str) -> Resu
         xml::parse::<CopyPartResult>(OPERATION, &reply)
     });
     let tags: Vec<CopyPartResult> = futures::stream::iter(copying).buffered(AT_ONCE).try_collect().await?;
-    let mut body = String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+    let mut body =
+        String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
     for (index, CopyPartResult { e_tag }) in tags.iter().enumerate() {
         let e_tag = quick_xml::escape::escape(e_tag);
         let _ = write!(body, "<Part><PartNumber>{}</PartNumber><ETag>{e_tag}</ETag></Part>", index + 1);

@@ -54,7 +54,13 @@ pub(super) fn provider(way: Way, sts: &Sts) -> Option<AwsCredentialProvider> {
 
 enum Origin {
     Process(Vec<String>),
-    Role { source: AwsCredentialProvider, role: String, external_id: Option<String>, session: String, sts: Sts },
+    Role {
+        source: AwsCredentialProvider,
+        role: String,
+        external_id: Option<String>,
+        session: String,
+        sts: Sts,
+    },
 }
 
 type Cached = (Arc<AwsCredential>, Option<DateTime<Utc>>);

@@ -70,7 +70,8 @@ pub(super) async fn sweep(api: &Api, prefix: &str, older_than: Duration) -> Resu
         let name = |key: String| if encoded { decode(&key) } else { key };
         for upload in page.upload {
             let key = name(upload.key);
-            let ours = key.strip_prefix(prefix).is_some_and(|tail| !tail.is_empty() && Key::parse(tail).is_ok());
+            let ours =
+                key.strip_prefix(prefix).is_some_and(|tail| !tail.is_empty() && Key::parse(tail).is_ok());
             // An upload of unknown age may be running.
             if !ours || upload.initiated.is_none_or(|begun| begun > before) {
                 continue;
@@ -82,7 +83,8 @@ pub(super) async fn sweep(api: &Api, prefix: &str, older_than: Duration) -> Resu
                 Err(failure) => return Err(failure.error(SWEEP).with("object", key)),
             }
         }
-        let next = (name(page.next_key_marker.unwrap_or_default()), page.next_upload_id_marker.unwrap_or_default());
+        let next =
+            (name(page.next_key_marker.unwrap_or_default()), page.next_upload_id_marker.unwrap_or_default());
         // A store that gives the same page again would never end.
         if !page.is_truncated || next.0.is_empty() || markers.as_ref() == Some(&next) {
             return Ok(swept);

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use backup_core::{ErrorKind, Result, Warning};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures::stream::BoxStream;
-use http::header::{HeaderName, HeaderValue};
 use http::Method;
+use http::header::{HeaderName, HeaderValue};
 use object_store::Extensions;
 use tokio::sync::OnceCell;
 
@@ -97,9 +97,11 @@ impl Native for S3Native {
         match self.api.send(&Request::object(Method::POST, name).query("restore", "").body(body)).await {
             Ok(_) => Ok(()),
             Err(failure) if failure.reply.code_is(&["RestoreAlreadyInProgress"]) => Ok(()),
-            Err(failure) if failure.kind == ErrorKind::PermissionDenied => Err(failure
-                .error("thaw object")
-                .message("the role may not thaw objects; allow s3:RestoreObject, or thaw with a role that may")),
+            Err(failure) if failure.kind == ErrorKind::PermissionDenied => {
+                Err(failure.error("thaw object").message(
+                    "the role may not thaw objects; allow s3:RestoreObject, or thaw with a role that may",
+                ))
+            }
             Err(failure) => Err(failure.error("thaw object")),
         }
     }

@@ -29,9 +29,21 @@ impl std::fmt::Debug for Profile {
 /// How a profile comes by credentials.
 #[derive(Clone)]
 pub(super) enum Way {
-    Keys { id: String, secret: String, token: Option<String> },
-    WebIdentity { role: String, token_file: String },
-    Role { role: String, external_id: Option<String>, session: Option<String>, source: Box<Way> },
+    Keys {
+        id: String,
+        secret: String,
+        token: Option<String>,
+    },
+    WebIdentity {
+        role: String,
+        token_file: String,
+    },
+    Role {
+        role: String,
+        external_id: Option<String>,
+        session: Option<String>,
+        source: Box<Way>,
+    },
     /// Argument vector; no shell.
     Process(Vec<String>),
     /// Nothing in the profile: instance or container credentials.
@@ -67,9 +79,13 @@ impl Profile {
                 return Ok(Way::WebIdentity { role, token_file });
             }
             let Some(source) = self.get("source_profile") else {
-                return Err(refuse("a role needs `source_profile` or `web_identity_token_file` here; other sources: export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure export-credentials`)"));
+                return Err(refuse(
+                    "a role needs `source_profile` or `web_identity_token_file` here; other sources: export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure export-credentials`)",
+                ));
             };
-            let source = if source == self.name { self.clone().without_role() } else {
+            let source = if source == self.name {
+                self.clone().without_role()
+            } else {
                 files.profile(source).ok_or_else(|| refuse("its `source_profile` does not exist"))?
             };
             return Ok(Way::Role {
@@ -89,7 +105,9 @@ impl Profile {
             };
         }
         if self.get("sso_session").or_else(|| self.get("sso_start_url")).is_some() {
-            return Err(refuse("a sign-in session cannot serve an unattended backup; use a role, or a profile with `credential_process = aws configure export-credentials --profile NAME --format process`"));
+            return Err(refuse(
+                "a sign-in session cannot serve an unattended backup; use a role, or a profile with `credential_process = aws configure export-credentials --profile NAME --format process`",
+            ));
         }
         Ok(Way::Ambient)
     }
@@ -157,13 +175,16 @@ fn parse(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
         if line.starts_with([' ', '\t', '#', ';']) || line.trim().is_empty() {
             continue;
         }
-        if let Some(name) = line.trim().strip_prefix('[').and_then(|l| l.split_once(']')).map(|(name, _)| name) {
+        if let Some(name) =
+            line.trim().strip_prefix('[').and_then(|l| l.split_once(']')).map(|(name, _)| name)
+        {
             let name = name.split_whitespace().collect::<Vec<_>>().join(" ");
             sections.entry(name.clone()).or_default();
             current = Some(name);
         } else if let (Some(section), Some((name, value))) = (&current, line.split_once('=')) {
             // A comment after a value begins with a blank.
-            let value = value.split([' ', '\t']).take_while(|w| !w.starts_with(['#', ';'])).collect::<Vec<_>>();
+            let value =
+                value.split([' ', '\t']).take_while(|w| !w.starts_with(['#', ';'])).collect::<Vec<_>>();
             let value = value.join(" ").trim().to_owned();
             let settings = sections.entry(section.clone()).or_default();
             settings.insert(name.trim().to_ascii_lowercase(), value);
@@ -226,7 +247,10 @@ mod tests {
 
     #[test]
     fn what_cannot_work_unattended_is_named() {
-        let files = files("[profile a]\nrole_arn=x\nsource_profile=b\n[profile b]\nrole_arn=y\nsource_profile=a\n[profile s]\nsso_start_url=u\n", "");
+        let files = files(
+            "[profile a]\nrole_arn=x\nsource_profile=b\n[profile b]\nrole_arn=y\nsource_profile=a\n[profile s]\nsso_start_url=u\n",
+            "",
+        );
         for name in ["a", "s"] {
             let error = files.profile(name).unwrap().way_at(&files, 0).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");

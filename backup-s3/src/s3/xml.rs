@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 
 pub(super) fn parse<T: DeserializeOwned>(operation: &'static str, bytes: &[u8]) -> Result<T> {
     let text = String::from_utf8_lossy(bytes);
-    quick_xml::de::from_str(&text)
-        .map_err(|e| Error::corrupt(operation, "the store's reply is not the document it should be").caused_by(e))
+    quick_xml::de::from_str(&text).map_err(|e| {
+        Error::corrupt(operation, "the store's reply is not the document it should be").caused_by(e)
+    })
 }
 
 #[derive(Debug, Deserialize)]

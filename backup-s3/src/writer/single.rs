@@ -51,7 +51,8 @@ impl Writer {
                 return Err(mapped);
             }
             // Two conditional puts at once: the store may tell both to come again (409), and keep neither.
-            let collided = refused && reply(&error).code_is(&["ConditionalRequestConflict", "OperationAborted"]);
+            let collided =
+                refused && reply(&error).code_is(&["ConditionalRequestConflict", "OperationAborted"]);
             match self.look().await {
                 Outcome::Ours => return Ok(()),
                 Outcome::Another => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::{Error, ErrorKind, Key, Result};
 use bytes::Bytes;
@@ -35,9 +35,12 @@ pub(super) struct Upload {
 
 /// The store's side.
 enum Remote {
-    Parts { store: Arc<dyn MultipartStore>, id: MultipartId },
-    /// A store without [`MultipartStore`].
-    Whole(Box<dyn MultipartUpload>),
+    Parts {
+        store: Arc<dyn MultipartStore>,
+        id: MultipartId,
+    },
+    /// A store without [`MultipartStore`]. Never locked: the mutex only makes it shareable between threads.
+    Whole(Mutex<Box<dyn MultipartUpload>>),
 }
 
 impl fmt::Debug for Upload {
@@ -82,7 +85,7 @@ impl Upload {
                 self.tasks.spawn_on(async move { (index, sending.await.map(Some)) }, &self.runtime);
             }
             Some(Remote::Whole(upload)) => {
-                let sending = upload.put_part(payload);
+                let sending = upload.get_mut().unwrap_or_else(PoisonError::into_inner).put_part(payload);
                 self.tasks.spawn_on(async move { (index, sending.await.map(|()| None)) }, &self.runtime);
             }
             None => {}
@@ -127,7 +130,9 @@ impl Upload {
                 let parts = std::mem::take(&mut self.done).into_values().collect();
                 store.complete_multipart(&self.path, id, parts).await.map(drop)
             }
-            Some(Remote::Whole(upload)) => upload.complete().await.map(drop),
+            Some(Remote::Whole(upload)) => {
+                upload.get_mut().unwrap_or_else(PoisonError::into_inner).complete().await.map(drop)
+            }
             None => return Err(Error::new(ErrorKind::Internal, OPERATION).message("the upload has ended")),
         };
         let settled = match completed {
@@ -191,15 +196,17 @@ async fn open(
                 let id = store.create_multipart_opts(&path, options).await;
                 id.map(|id| Remote::Parts { store: Arc::clone(store), id })
             }
-            None => shared.store.put_multipart_opts(&path, options).await.map(Remote::Whole),
+            None => shared
+                .store
+                .put_multipart_opts(&path, options)
+                .await
+                .map(|upload| Remote::Whole(Mutex::new(upload))),
         };
         if let Err(Ok(remote)) = tell.send(opened) {
             let _ = abandon(&shared, &Key::root(), &path, remote, false).await;
         }
     });
-    told.await.unwrap_or_else(|e| {
-        Err(object_store::Error::Generic { store: "upload", source: Box::new(e) })
-    })
+    told.await.unwrap_or_else(|e| Err(object_store::Error::Generic { store: "upload", source: Box::new(e) }))
 }
 
 /// Aborts. With parts under way it asks twice: a part that arrives during the first request may outlive it
@@ -213,12 +220,12 @@ async fn abandon(shared: &Shared, key: &Key, path: &Path, remote: Remote, busy: 
             }
             first
         }
-        Remote::Whole(mut upload) => upload.abort().await,
+        Remote::Whole(upload) => upload.into_inner().unwrap_or_else(PoisonError::into_inner).abort().await,
     };
     match result {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(e) => Err(shared
-            .error("abort upload", Tried::Once, key, &e)
-            .with("hint", "`sweep` removes it later")),
+        Err(e) => {
+            Err(shared.error("abort upload", Tried::Once, key, &e).with("hint", "`sweep` removes it later"))
+        }
     }
 }

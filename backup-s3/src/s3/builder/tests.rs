@@ -32,10 +32,14 @@ fn with_environment(variables: &[(&str, &str)]) -> SinkBuilder<S3> {
 
 #[test]
 fn the_environment_configures_and_the_builder_goes_first() {
-    let sink = with_environment(&[("AWS_BUCKET", "from-env"), ("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", "very-secret")])
-        .prefix("/a/")
-        .build()
-        .unwrap();
+    let sink = with_environment(&[
+        ("AWS_BUCKET", "from-env"),
+        ("AWS_ACCESS_KEY_ID", "AKID"),
+        ("AWS_SECRET_ACCESS_KEY", "very-secret"),
+    ])
+    .prefix("/a/")
+    .build()
+    .unwrap();
     assert_eq!(backup_core::Sink::id(&sink).as_str(), "s3://from-env/a");
     let sink = with_environment(&[("AWS_BUCKET", "from-env")]).bucket("mine").id("offsite").build().unwrap();
     assert_eq!(backup_core::Sink::id(&sink).as_str(), "offsite");
@@ -43,11 +47,15 @@ fn the_environment_configures_and_the_builder_goes_first() {
 
 #[test]
 fn no_secret_is_shown() {
-    let builder = with_environment(&[("AWS_SECRET_ACCESS_KEY", "very-secret"), ("AWS_ACCESS_KEY_ID", "AKID")])
-        .bucket("b")
-        .session("AKID", "very-secret", "very-secret")
-        .server_side_encryption(Encryption::Customer { key_base64: "very-secret".into() });
-    assert!(!format!("{builder:?} {:?} {:?}", builder.provider, builder.provider.encryption).contains("very-secret"));
+    let builder =
+        with_environment(&[("AWS_SECRET_ACCESS_KEY", "very-secret"), ("AWS_ACCESS_KEY_ID", "AKID")])
+            .bucket("b")
+            .session("AKID", "very-secret", "very-secret")
+            .server_side_encryption(Encryption::Customer { key_base64: "very-secret".into() });
+    assert!(
+        !format!("{builder:?} {:?} {:?}", builder.provider, builder.provider.encryption)
+            .contains("very-secret")
+    );
     let sink = with_environment(&[("AWS_SECRET_ACCESS_KEY", "very-secret"), ("AWS_ACCESS_KEY_ID", "AKID")])
         .bucket("b")
         .build()
@@ -57,18 +65,28 @@ fn no_secret_is_shown() {
 
 #[test]
 fn plain_http_needs_permission_unless_it_stays_here() {
-    let open = |endpoint: &str| with_environment(&[]).bucket("b").endpoint(endpoint).credentials("a", "b").build();
+    let open =
+        |endpoint: &str| with_environment(&[]).bucket("b").endpoint(endpoint).credentials("a", "b").build();
     assert!(open("http://127.0.0.1:9000").is_ok() && open("http://[::1]:9000").is_ok());
     let error = open("http://store.example").unwrap_err();
     assert!(error.to_string().contains("allow_http"), "{error}");
-    assert!(with_environment(&[]).bucket("b").endpoint("http://store.example").allow_http().credentials("a", "b").build().is_ok());
+    assert!(
+        with_environment(&[])
+            .bucket("b")
+            .endpoint("http://store.example")
+            .allow_http()
+            .credentials("a", "b")
+            .build()
+            .is_ok()
+    );
 }
 
 #[test]
 fn a_profile_gives_region_endpoint_and_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (config, credentials) = (dir.path().join("config"), dir.path().join("credentials"));
-    std::fs::write(&config, "[profile nas]\nregion = home\nendpoint_url = https://nas.example:9000\n").unwrap();
+    std::fs::write(&config, "[profile nas]\nregion = home\nendpoint_url = https://nas.example:9000\n")
+        .unwrap();
     std::fs::write(&credentials, "[nas]\naws_access_key_id=AK\naws_secret_access_key=SK\n").unwrap();
     let environment = [
         ("AWS_CONFIG_FILE", config.to_str().unwrap()),
