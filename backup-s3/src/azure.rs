@@ -116,10 +116,10 @@ impl SinkBuilder<Azure> {
             .with_http_connector(WireConnector(Arc::clone(&wire)))
             .build()
             .map_err(|e| store_error(OPERATION, Tried::Enough, &e))?;
-        let store = Arc::new(store);
         Built {
-            multipart: Some(Arc::clone(&store) as _),
-            store,
+            // Its part-by-part interface takes no metadata, storage class or tags; its upload object does.
+            multipart: None,
+            store: Arc::new(store),
             native: None,
             part_sizes: PartSizes::Growing,
             clock: Some(wire),

@@ -124,7 +124,11 @@ fn transport_kind(error: &object_store::Error) -> ErrorKind {
             };
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return Error::io("", std::io::Error::from(io.kind())).kind();
+            return match io.kind() {
+                // A directory store: a name with objects below it is not an object.
+                std::io::ErrorKind::IsADirectory | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
+                kind => Error::io("", std::io::Error::from(kind)).kind(),
+            };
         }
         next = cause.source();
     }

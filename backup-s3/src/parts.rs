@@ -116,7 +116,7 @@ mod tests {
         let needed: u64 = error.context_value("needed_upload_memory").unwrap().parse().unwrap();
         let plan = PartPlan::new(PartSizes::Equal, DEFAULT_PART_SIZE, needed, Some(5 * TIB)).unwrap();
         assert!(plan.capacity() >= 5 * TIB && plan.size(0).unwrap() <= needed);
-        let growing = PartPlan::new(PartSizes::Growing, DEFAULT_PART_SIZE, GIB, None).unwrap();
+        let growing = PartPlan::new(PartSizes::Growing, DEFAULT_PART_SIZE, 2 * GIB, None).unwrap();
         assert!(growing.capacity() > 5 * TIB, "{}", growing.capacity());
     }
 

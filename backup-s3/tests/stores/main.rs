@@ -1,0 +1,12 @@
+//! Object store sinks against real servers and stand-ins.
+
+mod auth;
+mod conformance;
+mod engine;
+mod faults;
+mod features;
+mod gcs;
+mod multipart;
+mod probe;
+mod reading;
+mod servers;
