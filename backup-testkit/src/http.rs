@@ -100,14 +100,14 @@ pub async fn discard(from: &mut (impl AsyncRead + Unpin), length: u64) -> io::Re
     tokio::io::copy(&mut from.take(length), &mut tokio::io::sink()).await
 }
 
-/// One request to a server on this machine; answers status and body.
+/// One request to a server on this machine; answers the head of the response and its body.
 pub async fn request(
     port: u16,
     method: &str,
     target: &str,
     headers: &[(&str, &str)],
     body: &[u8],
-) -> io::Result<(u16, Bytes)> {
+) -> io::Result<(Head, Bytes)> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let mut stream = BufReader::new(stream);
     let mut head = format!(
@@ -123,5 +123,5 @@ pub async fn request(
     let head = Head::read(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let mut body = Vec::new();
     stream.read_to_end(&mut body).await?;
-    Ok((head.status(), body.into()))
+    Ok((head, body.into()))
 }

@@ -1,9 +1,13 @@
 //! [`Moto`]: an S3 server for tests.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::servers::{Found, Server, ServerCommand, find_server};
 use crate::{free_port, http};
+
+const SOMEBODY: &str =
+    "AWS4-HMAC-SHA256 Credential=x/20261120/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=x";
 
 /// A moto server (Python): S3 with conditions, versions, locks, lifecycle rules and access policies.
 #[derive(Debug)]
@@ -47,7 +51,8 @@ impl Moto {
         format!("http://{}", self.address())
     }
 
-    /// One request without a signature; answers status and body.
+    /// One request as somebody, with a signature that only a server without access control takes; answers status and
+    /// body.
     pub async fn request(
         &self,
         method: &str,
@@ -55,10 +60,30 @@ impl Moto {
         headers: &[(&str, &str)],
         body: &str,
     ) -> (u16, String) {
-        let (status, body) = http::request(self.server.port(), method, target, headers, body.as_bytes())
+        let (head, body) = self.exchange(method, target, headers, body).await;
+        (head.status(), body)
+    }
+
+    /// The headers of an object, by lower-case name.
+    pub async fn headers(&self, target: &str) -> BTreeMap<String, String> {
+        self.exchange("HEAD", target, &[], "").await.0.headers
+    }
+
+    async fn exchange(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (http::Head, String) {
+        let mut headers = headers.to_vec();
+        if !headers.iter().any(|(name, _)| *name == "authorization") {
+            headers.push(("authorization", SOMEBODY));
+        }
+        let (head, body) = http::request(self.server.port(), method, target, &headers, body.as_bytes())
             .await
             .unwrap_or_else(|e| panic!("{method} {target}: {e}\n{}", self.server.log()));
-        (status, String::from_utf8_lossy(&body).into_owned())
+        (head, String::from_utf8_lossy(&body).into_owned())
     }
 
     /// Makes a bucket.

@@ -240,7 +240,8 @@ impl SinkBuilder<S3> {
                 },
             };
         }
-        builder = s3.dress(builder);
+        let checksum = s3.checksum(setting(ConfigKey::Checksum).as_deref())?;
+        builder = s3.dress(builder, checksum);
         let unsigned = setting(ConfigKey::SkipSignature).as_deref() == Some("true");
         let store: Arc<AmazonS3> = Arc::new(
             builder
@@ -260,6 +261,7 @@ impl SinkBuilder<S3> {
             api: Arc::new(api),
             encryption: s3.encryption.clone(),
             object_lock: s3.object_lock,
+            checksum,
             tags: self.options.tags.clone(),
             bucket_locks: OnceCell::new(),
         };
@@ -327,16 +329,30 @@ impl S3 {
         Ok(())
     }
 
-    fn dress(&self, mut builder: AmazonS3Builder) -> AmazonS3Builder {
-        let configured = builder.get_config_value(&ConfigKey::Checksum).is_some();
-        builder = match self.checksum {
-            Some(Checksum::Sha256) => builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
-            Some(Checksum::Crc64Nvme) => {
-                builder.with_checksum_algorithm(object_store::aws::Checksum::CRC64NVME)
-            }
-            Some(Checksum::None) => builder,
-            None if configured => builder,
-            None => builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
+    /// The builder's choice, else that of `AWS_CHECKSUM_ALGORITHM`.
+    fn checksum(&self, environment: Option<&str>) -> Result<Checksum> {
+        let known = |name: &str| match name.to_ascii_lowercase().as_str() {
+            "sha256" => Ok(Checksum::Sha256),
+            "crc64nvme" => Ok(Checksum::Crc64Nvme),
+            _ => Err(Error::invalid(OPERATION, "AWS_CHECKSUM_ALGORITHM must be sha256 or crc64nvme")),
+        };
+        let checksum = match self.checksum {
+            Some(checksum) => checksum,
+            None => environment.map_or(Ok(Checksum::default()), known)?,
+        };
+        if checksum == Checksum::None
+            && matches!(self.object_lock, ObjectLock::Governance | ObjectLock::Compliance)
+        {
+            return Err(Error::invalid(OPERATION, "locked objects need a checksum; choose one"));
+        }
+        Ok(checksum)
+    }
+
+    fn dress(&self, mut builder: AmazonS3Builder, checksum: Checksum) -> AmazonS3Builder {
+        builder = match checksum {
+            Checksum::Sha256 => builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
+            Checksum::Crc64Nvme => builder.with_checksum_algorithm(object_store::aws::Checksum::CRC64NVME),
+            Checksum::None => builder,
         };
         match &self.encryption {
             Encryption::BucketDefault => builder,

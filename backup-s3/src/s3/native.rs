@@ -13,7 +13,7 @@ use object_store::Extensions;
 use tokio::sync::OnceCell;
 
 use super::api::{Api, Request};
-use super::settings::{Encryption, ObjectLock};
+use super::settings::{Checksum, Encryption, ObjectLock};
 use super::sign::ExtraHeaders;
 use super::{bucket, copy, list};
 use crate::class::Tags;
@@ -27,6 +27,7 @@ pub(super) struct S3Native {
     pub(super) api: Arc<Api>,
     pub(super) encryption: Encryption,
     pub(super) object_lock: ObjectLock,
+    pub(super) checksum: Checksum,
     pub(super) tags: Tags,
     pub(super) bucket_locks: OnceCell<bool>,
 }
@@ -44,10 +45,18 @@ impl S3Native {
                 "GOVERNANCE"
             }
         };
-        Ok(vec![
+        let algorithm = match self.checksum {
+            Checksum::Sha256 => Some("SHA256"),
+            Checksum::Crc64Nvme => Some("CRC64NVME"),
+            Checksum::None => None,
+        };
+        let mut headers = vec![
             ("x-amz-object-lock-mode", mode.to_owned()),
             ("x-amz-object-lock-retain-until-date", until.to_rfc3339_opts(SecondsFormat::Secs, true)),
-        ])
+        ];
+        // A locked put must have a checksum; some compatibles look for its announcement alone.
+        headers.extend(algorithm.map(|name| ("x-amz-sdk-checksum-algorithm", name.to_owned())));
+        Ok(headers)
     }
 }
 

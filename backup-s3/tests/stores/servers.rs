@@ -100,9 +100,9 @@ impl Azurite {
             .filter(|(name, _)| *name != "content-length")
             .map(|(name, value)| (name.as_str(), value.to_str().expect("text")))
             .collect();
-        let (status, body) =
+        let (head, body) =
             http::request(self.server.port(), "PUT", &target, &headers, b"").await.expect("create container");
-        assert_eq!(status, 201, "{}", String::from_utf8_lossy(&body));
+        assert_eq!(head.status(), 201, "{}", String::from_utf8_lossy(&body));
     }
 
     pub(crate) fn sink(&self, prefix: &str) -> ObjectStoreSink {
