@@ -108,7 +108,7 @@ impl SinkBuilder<Azure> {
         if let Some(endpoint) = endpoint {
             builder = builder.with_endpoint(endpoint);
         }
-        let wire = Wire::new();
+        let wire = Arc::new(Wire::default());
         let store = builder
             .with_container_name(&container)
             .with_retry(retry)
@@ -122,7 +122,7 @@ impl SinkBuilder<Azure> {
             store: Arc::new(store),
             native: None,
             part_sizes: PartSizes::Growing,
-            clock: Some(wire),
+            skew: wire.skew.clone(),
             url: format!("az://{container}"),
         }
         .finish(self.options)

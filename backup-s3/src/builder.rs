@@ -9,6 +9,7 @@ use object_store::ObjectStore;
 use object_store::multipart::MultipartStore;
 
 use crate::class::StorageClasses;
+use crate::clock::Skew;
 use crate::native::Native;
 use crate::options::Options;
 use crate::parts::PartSizes;
@@ -106,7 +107,7 @@ pub(crate) struct Built {
     pub(crate) multipart: Option<Arc<dyn MultipartStore>>,
     pub(crate) native: Option<Arc<dyn Native>>,
     pub(crate) part_sizes: PartSizes,
-    pub(crate) clock: Option<Arc<crate::wire::Wire>>,
+    pub(crate) skew: Skew,
     /// The URL of the bucket, without a prefix.
     pub(crate) url: String,
 }
@@ -123,7 +124,7 @@ impl Built {
             store: self.store,
             multipart: self.multipart,
             native: self.native,
-            clock: self.clock,
+            skew: self.skew,
             options,
         }))
     }
@@ -164,7 +165,7 @@ impl SinkBuilder<AnyStore> {
             multipart: self.provider.multipart,
             native: None,
             part_sizes: PartSizes::Growing,
-            clock: None,
+            skew: Skew::default(),
             url,
         }
         .finish(self.options)

@@ -65,6 +65,10 @@ pub(crate) struct Tier {
 
 impl Tier {
     /// From the headers of S3 (`x-amz-*`) or Azure (`x-ms-*`), by lower-case name.
+    #[cfg_attr(
+        not(any(test, feature = "s3", feature = "gcs", feature = "azure")),
+        expect(dead_code, reason = "no store over HTTP")
+    )]
     pub(crate) fn from_headers<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Self {
         let class = get("x-amz-storage-class").or_else(|| get("x-ms-access-tier")).map(str::to_owned);
         Self {

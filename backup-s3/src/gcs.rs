@@ -83,7 +83,7 @@ impl SinkBuilder<Gcs> {
             certificates: &[],
             environment: &environment,
         };
-        let wire = Wire::new();
+        let wire = Arc::new(Wire::default());
         let store = builder
             .clone()
             .with_bucket_name(&bucket)
@@ -98,7 +98,7 @@ impl SinkBuilder<Gcs> {
             store,
             native: None,
             part_sizes: PartSizes::Growing,
-            clock: Some(wire),
+            skew: wire.skew.clone(),
             url: format!("gs://{bucket}"),
         }
         .finish(self.options)

@@ -10,9 +10,11 @@
 mod azure;
 mod builder;
 mod class;
+mod clock;
 mod error;
 #[cfg(feature = "gcs")]
 mod gcs;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 mod http_client;
 mod native;
 mod options;
@@ -24,8 +26,10 @@ mod read;
 mod s3;
 mod shared;
 mod sink;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 mod tls;
 mod url;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 mod wire;
 mod writer;
 

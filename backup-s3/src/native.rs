@@ -43,6 +43,7 @@ pub(crate) trait Native: Debug + Send + Sync {
 
 /// A copy to make inside a bucket.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "s3"), expect(dead_code, reason = "only S3 copies with settings"))]
 pub(crate) struct Copy<'a> {
     pub(crate) from: &'a str,
     pub(crate) to: &'a str,

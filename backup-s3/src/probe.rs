@@ -34,7 +34,7 @@ pub(crate) async fn probe(sink: &ObjectStoreSink) -> Result<Vec<Warning>> {
     if writable {
         delete(shared, &path, &mut warnings).await?;
     }
-    if let Some(skew) = shared.clock.as_ref().and_then(|wire| wire.skew())
+    if let Some(skew) = shared.skew.get()
         && skew.abs() > SKEW
     {
         warnings.push(Warning::new(

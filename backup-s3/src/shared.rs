@@ -9,12 +9,12 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, Extensions, GetOptions, ObjectMeta, ObjectStore, TagSet};
 
 use crate::class::Tier;
+use crate::clock::Skew;
 use crate::error::{Tried, store_error};
 use crate::native::Native;
 use crate::options::Options;
 use crate::parts::PartSizes;
 use crate::place::Place;
-use crate::wire::Wire;
 
 /// Metadata that says which writer made an object, so that a lost reply can be told from a lost race. One word:
 /// Azure allows only C# identifiers.
@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     pub(crate) place: Place,
     pub(crate) options: Options,
     pub(crate) part_sizes: PartSizes,
-    pub(crate) clock: Option<Arc<Wire>>,
+    pub(crate) skew: Skew,
 }
 
 impl fmt::Debug for Shared {

@@ -2,7 +2,6 @@
 //! headers `object_store` has no place for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -12,30 +11,21 @@ use object_store::client::{
 };
 
 use crate::class::Tier;
+use crate::clock::Skew;
 
 /// What all connections of a sink share.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
-    /// Seconds the store's clock is ahead of ours, from the last response; `i64::MIN` before the first.
-    skew: AtomicI64,
+    pub(crate) skew: Skew,
     #[cfg(feature = "s3")]
     pub(crate) signer: std::sync::OnceLock<crate::s3::Signer>,
 }
 
 impl Wire {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { skew: AtomicI64::new(i64::MIN), ..Self::default() })
-    }
-
-    /// How far the store's clock is ahead of ours, in seconds, once it answered.
-    pub(crate) fn skew(&self) -> Option<i64> {
-        Some(self.skew.load(Ordering::Relaxed)).filter(|skew| *skew != i64::MIN)
-    }
-
     fn saw(&self, response: &HttpResponse) {
         let date = response.headers().get("date").and_then(|d| d.to_str().ok());
         if let Some(date) = date.and_then(|d| DateTime::parse_from_rfc2822(d).ok()) {
-            self.skew.store((date.to_utc() - Utc::now()).num_seconds(), Ordering::Relaxed);
+            self.skew.set((date.to_utc() - Utc::now()).num_seconds());
         }
     }
 }

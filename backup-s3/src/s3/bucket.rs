@@ -20,9 +20,8 @@ pub(super) async fn warnings(api: &Api, prefix: &str, tags: &Tags) -> Vec<Warnin
         // Not readable for a writer, or not known by the store.
         Ok(_) | Err(_) => {}
     }
-    match configuration::<LifecycleConfiguration>(api, "lifecycle").await {
-        Ok(found) => lifecycle(found.map(|c| c.rules).unwrap_or_default(), prefix, tags, &mut warnings),
-        Err(_) => {}
+    if let Ok(found) = configuration::<LifecycleConfiguration>(api, "lifecycle").await {
+        lifecycle(&found.map(|c| c.rules).unwrap_or_default(), prefix, tags, &mut warnings);
     }
     warnings
 }
@@ -44,7 +43,7 @@ async fn configuration<T: serde::de::DeserializeOwned>(api: &Api, what: &'static
     }
 }
 
-fn lifecycle(rules: Vec<Rule>, prefix: &str, tags: &Tags, warnings: &mut Vec<Warning>) {
+fn lifecycle(rules: &[Rule], prefix: &str, tags: &Tags, warnings: &mut Vec<Warning>) {
     let mut aborts = false;
     for rule in rules.iter().filter(|rule| rule.status == "Enabled" && applies(rule, prefix, tags)) {
         let name = rule.id.as_deref().unwrap_or("without a name");
@@ -103,7 +102,7 @@ mod tests {
     fn codes(document: &str, prefix: &str) -> Vec<String> {
         let found: LifecycleConfiguration = xml::parse(OPERATION, document.as_bytes()).unwrap();
         let mut warnings = Vec::new();
-        lifecycle(found.rules, prefix, &Tags::new(), &mut warnings);
+        lifecycle(&found.rules, prefix, &Tags::new(), &mut warnings);
         warnings.into_iter().map(|w| w.code.into_owned()).collect()
     }
 

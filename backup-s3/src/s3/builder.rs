@@ -45,7 +45,12 @@ pub struct S3Sink;
 impl S3Sink {
     /// Begins with the environment's configuration.
     pub fn builder() -> SinkBuilder<S3> {
-        SinkBuilder::with(S3 { environment: std::env::vars().collect(), ..S3::default() })
+        SinkBuilder::with(S3 {
+            environment: std::env::vars_os()
+                .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
+                .collect(),
+            ..S3::default()
+        })
     }
 
     /// Begins with bucket and prefix from `s3://bucket/prefix`.
@@ -82,6 +87,16 @@ impl SinkBuilder<S3> {
     /// Forgets the environment: only the builder's own settings, and instance credentials, count.
     pub fn without_environment(mut self) -> Self {
         self.provider.environment.clear();
+        self
+    }
+
+    /// Reads these variables in place of the process's environment.
+    pub fn environment<N: Into<String>, V: Into<String>>(
+        mut self,
+        variables: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        self.provider.environment =
+            variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         self
     }
 
@@ -207,7 +222,7 @@ impl SinkBuilder<S3> {
             environment: &|key| setting(ConfigKey::Client(key)),
         };
         let options = client.options()?;
-        let wire = Wire::new();
+        let wire = Arc::new(Wire::default());
         let connect = || {
             let connected = WireConnector(Arc::clone(&wire)).connect(&options);
             connected.map_err(|e| crate::error::store_error(OPERATION, crate::error::Tried::Enough, &e))
@@ -229,16 +244,7 @@ impl SinkBuilder<S3> {
         if let Some(way) = s3.way(profile.as_ref(), &from_environment)? {
             let endpoint = setting(ConfigKey::StsEndpoint);
             let endpoint = endpoint.unwrap_or_else(|| format!("https://sts.{region}.amazonaws.com"));
-            let sts = Sts { client: connect()?, region: region.clone(), endpoint };
-            builder = match way {
-                Way::WebIdentity { role, token_file } => builder
-                    .with_config(ConfigKey::RoleArn, role)
-                    .with_config(ConfigKey::WebIdentityTokenFile, token_file),
-                way => match credentials::provider(way, &sts) {
-                    Some(provider) => builder.with_credentials(provider),
-                    None => builder,
-                },
-            };
+            builder = with_way(builder, way, &Sts { client: connect()?, region: region.clone(), endpoint });
         }
         let checksum = s3.checksum(setting(ConfigKey::Checksum).as_deref())?;
         builder = s3.dress(builder, checksum);
@@ -271,7 +277,7 @@ impl SinkBuilder<S3> {
             store,
             native: Some(Arc::new(native)),
             part_sizes: if r2 { PartSizes::Equal } else { PartSizes::Growing },
-            clock: Some(wire),
+            skew: wire.skew.clone(),
             url: format!("s3://{bucket}"),
         }
         .finish(self.options)
@@ -365,6 +371,18 @@ impl S3 {
             }
             Encryption::Customer { key_base64 } => builder.with_ssec_encryption(key_base64),
         }
+    }
+}
+
+fn with_way(builder: AmazonS3Builder, way: Way, sts: &Sts) -> AmazonS3Builder {
+    match way {
+        Way::WebIdentity { role, token_file } => builder
+            .with_config(ConfigKey::RoleArn, role)
+            .with_config(ConfigKey::WebIdentityTokenFile, token_file),
+        way => match credentials::provider(way, sts) {
+            Some(provider) => builder.with_credentials(provider),
+            None => builder,
+        },
     }
 }
 

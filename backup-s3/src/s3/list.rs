@@ -76,7 +76,7 @@ pub(super) async fn sweep(api: &Api, prefix: &str, older_than: Duration) -> Resu
             if !ours || upload.initiated.is_none_or(|begun| begun > before) {
                 continue;
             }
-            let request = Request::object(Method::DELETE, &key).query("uploadId", upload.upload_id);
+            let request = Request::object(Method::DELETE, &key).query("uploadId", upload.id);
             match api.send(&request).await {
                 Ok(_) => swept += 1,
                 Err(failure) if failure.reply.code_is(&["NoSuchUpload"]) => {}

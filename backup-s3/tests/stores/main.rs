@@ -8,5 +8,6 @@ mod features;
 mod gcs;
 mod multipart;
 mod probe;
+mod profile;
 mod reading;
 mod servers;
