@@ -57,7 +57,7 @@ pub use sink::{
     put_bytes, read_bytes,
 };
 pub use source::{
-    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader,
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader, Recipe,
     Snapshot, SnapshotRequest, Source, SourceReport, Warning,
 };
 pub use target::{

@@ -7,6 +7,7 @@ mod commit;
 mod contents;
 mod export;
 mod notes;
+mod parent;
 mod restore;
 mod verify;
 mod wrap;
@@ -75,7 +76,7 @@ impl Repository {
 
     /// The ids of its sinks, in the order they were given.
     pub fn sinks(&self) -> impl Iterator<Item = &SinkId> {
-        self.0.sinks.iter().map(|s| s.id())
+        self.0.sinks.iter().map(super::sink::Sink::id)
     }
 
     /// Backs `source` up as a new backup of `set`.
@@ -117,7 +118,7 @@ impl Repository {
 impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Repository")
-            .field("sinks", &self.0.sinks.iter().map(|s| s.id()).collect::<Vec<_>>())
+            .field("sinks", &self.0.sinks.iter().map(super::sink::Sink::id).collect::<Vec<_>>())
             .field("chain", &self.0.chain)
             .field("required_copies", &self.0.required_copies)
             .finish_non_exhaustive()

@@ -89,6 +89,47 @@ pub trait Sink: Debug + Send + Sync {
     }
 }
 
+/// A shared sink is a sink: for those that are chosen at run time.
+#[async_trait]
+impl<S: Sink + ?Sized> Sink for std::sync::Arc<S> {
+    fn id(&self) -> &SinkId {
+        (**self).id()
+    }
+    async fn create(&self, key: &Key, options: PutOptions) -> Result<Box<dyn SinkWriter>> {
+        (**self).create(key, options).await
+    }
+    async fn open(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream> {
+        (**self).open(key, range).await
+    }
+    async fn head(&self, key: &Key) -> Result<ObjectInfo> {
+        (**self).head(key).await
+    }
+    fn list(&self, prefix: &Key) -> BoxStream<'static, Result<ObjectInfo>> {
+        (**self).list(prefix)
+    }
+    async fn delete(&self, key: &Key) -> Result<()> {
+        (**self).delete(key).await
+    }
+    fn writer_memory(&self) -> usize {
+        (**self).writer_memory()
+    }
+    async fn probe(&self) -> Result<Vec<Warning>> {
+        (**self).probe().await
+    }
+    async fn space(&self) -> Result<Option<Space>> {
+        (**self).space().await
+    }
+    async fn sweep(&self, older_than: Duration) -> Result<u64> {
+        (**self).sweep(older_than).await
+    }
+    async fn thaw(&self, key: &Key) -> Result<()> {
+        (**self).thaw(key).await
+    }
+    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
+        (**self).copy_within(from, to, options).await
+    }
+}
+
 /// An object being written.
 #[async_trait]
 pub trait SinkWriter: Debug + Send {

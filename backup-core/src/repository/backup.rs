@@ -1,6 +1,6 @@
 //! The backup verb.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
+use super::parent::Parent;
 use super::{Inner, Repository};
 use crate::digest::Digest;
 use crate::engine::encode::{Encoded, Scope};
@@ -37,7 +38,9 @@ use crate::proof::Proofs;
 use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
-use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
+use crate::source::{
+    Artifact, ArtifactMeta, Outcome, ParentReader, SnapshotRequest, Source, SourceReport, Warning,
+};
 
 /// A backup to be made: set options, then await.
 #[must_use = "a backup runs when it is awaited"]
@@ -45,14 +48,21 @@ pub struct Backup<'a> {
     repository: &'a Repository,
     set: String,
     source: &'a dyn Source,
-    selection: Selection,
+    options: Options,
     only: Option<Vec<String>>,
-    labels: BTreeMap<String, String>,
-    keep_for: Option<TimeDelta>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     started: Option<DateTime<Utc>>,
+}
+
+/// What to back up, and what to say about it.
+#[derive(Debug, Default)]
+struct Options {
+    selection: Selection,
+    labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
+    incremental: bool,
 }
 
 /// What a backup did.
@@ -87,10 +97,8 @@ impl<'a> Backup<'a> {
             repository,
             set: set.to_owned(),
             source,
-            selection: Selection::all(),
+            options: Options::default(),
             only: None,
-            labels: BTreeMap::new(),
-            keep_for: None,
             rate_limit: None,
             observers: Vec::new(),
             shutdown: None,
@@ -106,19 +114,27 @@ impl<'a> Backup<'a> {
 
     /// Backs up only what is selected.
     pub fn selection(mut self, selection: Selection) -> Self {
-        self.selection = selection;
+        self.options.selection = selection;
+        self
+    }
+
+    /// Stores only what changed since the newest backup of the set that is good on every sink; the rest is referred to,
+    /// wherever it was stored first. Becomes a full backup where there is no such parent, or where the source cannot
+    /// build on it.
+    pub fn incremental(mut self) -> Self {
+        self.options.incremental = true;
         self
     }
 
     /// Adds a label. Labels are readable by anyone who may read the sinks.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.labels.insert(name.into(), value.into());
+        self.options.labels.insert(name.into(), value.into());
         self
     }
 
     /// Keeps this backup for at least `time`, whatever the retention policy says.
     pub fn keep_for(mut self, time: Duration) -> Self {
-        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
+        self.options.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
     }
 
@@ -150,7 +166,7 @@ impl<'a> Backup<'a> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
         if let Some(only) = &self.only {
-            self.selection = Selection::globs(only)?;
+            self.options.selection = Selection::globs(only)?;
         }
         let started = self.started.unwrap_or_else(Utc::now);
         let id = BackupId::new(started, random()?);
@@ -183,7 +199,7 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
+                let work = run.prepare(&mut cleanup, &self.options);
                 match shutdown {
                     None => work.await,
                     Some(shutdown) => tokio::select! {
@@ -261,23 +277,21 @@ struct Prepared {
 }
 
 impl Run<'_> {
-    async fn prepare(
-        &mut self,
-        cleanup: &mut Cleanup,
-        selection: &Selection,
-        labels: &BTreeMap<String, String>,
-        keep_for: Option<TimeDelta>,
-    ) -> Result<Prepared> {
+    async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         let previous = self.previous().await?;
-        let pending = Pending::new(&self.set, self.id, None);
+        let parent = if options.incremental { self.parent().await? } else { None };
+        let pending = Pending::new(&self.set, self.id, parent.as_ref().map(ParentReader::id));
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
         self.lose(failures)?;
         self.wrap_key().await?;
 
-        let request =
-            SnapshotRequest { parent: None, selection: selection.clone(), cancelled: self.cancelled.clone() };
+        let request = SnapshotRequest {
+            parent: parent.as_ref().map(|parent| parent as &dyn ParentReader),
+            selection: options.selection.clone(),
+            cancelled: self.cancelled.clone(),
+        };
         cleanup.hold(self.source.snapshot(request).await?);
         let (artifacts, details) = self.artifacts(cleanup).await?;
         let mut report = cleanup.snapshot()?.finish().await?;
@@ -286,12 +300,17 @@ impl Run<'_> {
         }
         let items = report.items.len();
         let (proofs, warnings) = (report.proofs.clone(), report.warnings.clone());
+        let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
         let mut manifest = Manifest {
             format: FORMAT,
             set: self.set.clone(),
             id: self.id,
-            kind: BackupKind::Full,
+            kind: match &parent {
+                // A source that could not build on the parent made a full.
+                Some(parent) if !references.is_empty() => BackupKind::Incremental { parent: parent.id() },
+                _ => BackupKind::Full,
+            },
             source: SourceInfo {
                 kind: self.source.kind().to_owned(),
                 server_version: report.server_version.clone(),
@@ -300,14 +319,14 @@ impl Run<'_> {
             finished: self.started,
             consistent_at: report.consistent_at,
             log_position: report.log_position.take(),
-            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
+            keep_until: options.keep_for.and_then(|time| self.started.checked_add_signed(time)),
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
             details: self.details(head, &mut report).await?,
             notes: Vec::new(),
-            references: std::collections::BTreeSet::new(),
-            labels: labels.clone(),
+            references,
+            labels: options.labels.clone(),
             previous,
             totals: Totals::default(),
             required_copies: u32::try_from(self.inner.required_copies).unwrap_or(u32::MAX),
@@ -334,6 +353,24 @@ impl Run<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The backup to build upon, if there is one.
+    async fn parent(&self) -> Result<Option<Parent>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        self.inner.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+    }
+
+    /// The backups that the new one refers to. A sink that lost one of them does not count any more.
+    async fn references(
+        &mut self,
+        report: &SourceReport,
+        parent: Option<&Parent>,
+    ) -> Result<BTreeSet<BackupId>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        let (references, failures) = self.inner.references(&catalog, report, parent, &self.alive).await?;
+        self.lose(failures)?;
+        Ok(references)
     }
 
     /// Makes the backup's key and stores its wraps.

@@ -128,7 +128,7 @@ impl RepositoryBuilder {
         if self.sinks.is_empty() {
             return refuse("a repository needs at least one sink");
         }
-        let ids: BTreeSet<_> = self.sinks.iter().map(|s| s.id()).collect();
+        let ids: BTreeSet<_> = self.sinks.iter().map(super::super::sink::Sink::id).collect();
         if ids.len() != self.sinks.len() {
             return refuse("two sinks have the same id; give each its own");
         }
@@ -180,7 +180,7 @@ impl Inner {
         // Pieces waiting for the codec and in its hands; blocks being gathered, hashed, waiting, and in the lanes.
         let pieces = (feed::QUEUE + 2) * feed::PIECE;
         let blocks = (2 + encode::QUEUE + fanout::QUEUE + self.workers.threads()) * block;
-        let writers: usize = self.sinks.iter().map(|s| s.writer_memory()).sum();
+        let writers: usize = self.sinks.iter().map(super::super::sink::Sink::writer_memory).sum();
         pieces + blocks + writers + self.chain.memory(&self.workers)
     }
 

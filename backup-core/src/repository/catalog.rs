@@ -114,10 +114,10 @@ impl Catalog<'_> {
                 }
             }
         }
-        if unreachable.len() == self.inner.sinks.len() {
-            if let Some((_, error)) = unreachable.pop() {
-                return Err(error);
-            }
+        if unreachable.len() == self.inner.sinks.len()
+            && let Some((_, error)) = unreachable.pop()
+        {
+            return Err(error);
         }
         Ok((found, unreachable))
     }

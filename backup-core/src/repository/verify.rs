@@ -218,11 +218,11 @@ impl Work<'_> {
         object: &StoredObject,
         sha256: Option<crate::digest::Digest>,
     ) -> Result<()> {
-        if let Some(IndexRef { object: index, size, sha256 }) = &object.index {
-            if !self.raw(sink, index, *size, BlockIndex::single(*size, *sha256)).await? {
-                // Without its index the object can still be checked as one block, in bounded memory it cannot be.
-                return self.unindexed(sink, object).await;
-            }
+        if let Some(IndexRef { object: index, size, sha256 }) = &object.index
+            && !self.raw(sink, index, *size, BlockIndex::single(*size, *sha256)).await?
+        {
+            // Without its index the object can still be checked as one block, in bounded memory it cannot be.
+            return self.unindexed(sink, object).await;
         }
         let copies = [Arc::clone(sink)];
         let reader =

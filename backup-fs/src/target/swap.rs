@@ -38,6 +38,16 @@ struct Journal {
     keep_as: ItemPath,
 }
 
+impl Journal {
+    /// Whether it belongs to the destination `name`, and keeps the old tree beside it and nowhere else.
+    fn speaks_of(&self, name: &[u8]) -> bool {
+        let beside = [prefix(name).as_slice(), b"before-"].concat();
+        self.destination.as_bytes() == name
+            && self.keep_as.as_bytes().starts_with(&beside)
+            && !self.keep_as.as_bytes().contains(&b'/')
+    }
+}
+
 /// A step of a replacing swap, after which a test may stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -114,7 +124,7 @@ pub(crate) fn swap(
                 parent: Arc::clone(parent),
                 parent_path: destination.parent_path.clone(),
                 name: name.to_vec(),
-                kept: keep_as,
+                old_name: keep_as,
                 old_inode: old,
                 new_inode: new,
             }))
@@ -208,13 +218,18 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
         Err(Errno::NOENT | Errno::ACCESS) => return Ok(()),
         Err(e) => return Err(io(e)),
     };
+    // In a directory that others may write to, anyone could have made one and put a journal in it.
+    let stat = fstat(&wrapper).map_err(io)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Ok(());
+    }
     if flock(&wrapper, FlockOperation::NonBlockingLockExclusive).is_err() {
         // Its process lives, or cannot be asked.
         return Ok(());
     }
     if let Some(journal) = read_journal(&wrapper)? {
         // It speaks of another destination, or cannot be read: then nobody knows which tree is the user's.
-        let Some(journal) = journal.filter(|j| j.destination.as_bytes() == name) else { return Ok(()) };
+        let Some(journal) = journal.filter(|j| j.speaks_of(name)) else { return Ok(()) };
         // What is not the new tree is the user's, and never removed.
         for place in [TREE.as_bytes(), OLD.as_bytes()] {
             let Some(found) = inode(&wrapper, place).map_err(io)? else { continue };
@@ -257,7 +272,7 @@ pub(crate) struct Kept {
     parent: Arc<OwnedFd>,
     parent_path: PathBuf,
     name: Vec<u8>,
-    kept: Vec<u8>,
+    old_name: Vec<u8>,
     old_inode: u64,
     new_inode: u64,
 }
@@ -265,12 +280,12 @@ pub(crate) struct Kept {
 impl Kept {
     /// Where the old tree is.
     pub(crate) fn path(&self) -> String {
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.kept);
+        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.old_name);
         self.parent_path.join(name).display().to_string()
     }
 
     fn undo(&self) -> Result<()> {
-        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.kept.as_slice());
+        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.old_name.as_slice());
         let io = |e: Errno| failed("put the old tree back", name, e);
         let here = inode(parent, name).map_err(io)?;
         if inode(parent, kept).map_err(io)? != Some(self.old_inode) || here != Some(self.new_inode) {
@@ -295,7 +310,7 @@ impl Kept {
     }
 
     fn drop_old(&self) -> Result<()> {
-        let (parent, kept) = (&self.parent, self.kept.as_slice());
+        let (parent, kept) = (&self.parent, self.old_name.as_slice());
         let io = |e: Errno| failed("remove the old tree", kept, e);
         match inode(parent, kept).map_err(io)? {
             None => Ok(()),

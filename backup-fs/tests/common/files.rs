@@ -19,7 +19,7 @@ pub(crate) fn have(tool: &str) -> bool {
     if !found {
         let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
         assert!(!required.split(',').any(|r| r.trim() == "tools"), "`{tool}` is required and not installed");
-        eprintln!("SKIPPED in part: `{tool}` is not installed");
+        backup_testkit::skip(&format!("in part: `{tool}` is not installed"));
     }
     found
 }
@@ -198,7 +198,7 @@ fn attributes_and_owners(root: &Path) {
     xattr::set(dir.join("acl-dir"), "system.posix_acl_access", &acl).unwrap();
     xattr::set(dir.join("acl-dir"), "system.posix_acl_default", &acl).unwrap();
     if !is_root() {
-        eprintln!("SKIPPED in part: foreign owners and trusted attributes need root");
+        backup_testkit::skip("in part: foreign owners and trusted attributes need root");
         return;
     }
     xattr::set(&file, "trusted.secret", b"root only").unwrap();

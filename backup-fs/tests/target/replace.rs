@@ -45,6 +45,10 @@ async fn replace(
     (proof, report, undo, needed)
 }
 
+fn plan_of(logical_bytes: u64) -> RestorePlan {
+    RestorePlan { logical_bytes, ..plan(&[]) }
+}
+
 fn tree(path: &Path) {
     std::fs::create_dir(path).unwrap();
     sh(
@@ -65,7 +69,7 @@ async fn the_old_tree_is_kept_until_dropped_and_undo_brings_it_back() {
         tree(&from);
         sh("mkdir to; printf old > to/old; chmod 0711 to; cp -a to copy", dir.path());
         let items = items_of(&from);
-        let (proof, report, undo, needed) = replace(&from, &to, &mut plan(&[0; 100_000]), &items).await;
+        let (proof, report, undo, needed) = replace(&from, &to, &mut plan_of(100_000), &items).await;
         assert_eq!(proof, proof_of(&items));
         assert_eq!(needed.len(), items.len());
         assert_eq!(differences(&from, &to), "");
@@ -96,7 +100,7 @@ async fn unchanged_files_are_linked_and_the_others_are_read() {
         printf extra > to/extra", dir.path());
     let before = std::fs::metadata(to.join("same")).unwrap().ino();
     let items = items_of(&from);
-    let (proof, report, undo, needed) = replace(&from, &to, &mut plan(&[0; 100_000]), &items).await;
+    let (proof, report, undo, needed) = replace(&from, &to, &mut plan_of(100_000), &items).await;
     assert_eq!(proof, proof_of(&items));
     assert_eq!(report.items, items.len() as u64);
     for (name, expected) in
@@ -123,7 +127,7 @@ async fn two_items_never_become_one_file() {
         dir.path(),
     );
     let items = items_of(&from);
-    let (proof, ..) = replace(&from, &to, &mut plan(&[0; 10_000]), &items).await;
+    let (proof, ..) = replace(&from, &to, &mut plan_of(10_000), &items).await;
     assert_eq!(proof, proof_of(&items));
     assert_ne!(
         std::fs::metadata(to.join("a")).unwrap().ino(),
@@ -143,7 +147,7 @@ async fn what_is_not_selected_stays_as_it_was() {
     sh("printf changed > to/a/b/two; printf extra > to/a/b/extra; printf mine > to/keep/mine; rm to/a/one
         chmod 0750 to/keep to/a; setfattr -n user.x -v 1 to/keep || true; touch -d 2016-06-06Z to/a/b to/a to/keep to
         cp -a to copy", dir.path());
-    let mut plan = plan(&[0; 10_000]);
+    let mut plan = plan_of(10_000);
     plan.selection = Selection::globs(["a/b"]).unwrap();
     let selected: Vec<_> = items_of(&from).into_iter().filter(|i| plan.selection.matches(&i.path)).collect();
     let (proof, report, undo, _) = replace(&from, &to, &mut plan, &selected).await;
@@ -189,7 +193,7 @@ async fn undo_refuses_when_the_trees_were_moved() {
     tree(&from);
     sh("mkdir to; printf old > to/old", dir.path());
     let items = items_of(&from);
-    let (_, report, undo, _) = replace(&from, &to, &mut plan(&[0; 10_000]), &items).await;
+    let (_, report, undo, _) = replace(&from, &to, &mut plan_of(10_000), &items).await;
     sh("mv to elsewhere; mkdir to; printf new > to/new", dir.path());
     assert_eq!(undo.unwrap().undo().await.err().unwrap().kind(), ErrorKind::WrongPlace);
     assert!(Path::new(&report.old_kept_at.unwrap()).join("old").exists());
@@ -203,7 +207,8 @@ async fn leftovers_of_dead_processes_are_removed_and_other_names_are_not() {
     tree(&from);
     let archive = tar(&from, &[]);
     sh("mkdir -p .to.restore-20261120T020000Z-9f04c1-0123abcd/tree/x .to.discard-0123abcd/y .to.restore-mine .to.before-x
-        mkdir .to.restore-20261120T020000Z-9f04c1-nothex00 .other.discard-0123abcd", dir.path());
+        mkdir .to.restore-20261120T020000Z-9f04c1-nothex00 .other.discard-0123abcd
+        chmod 0700 .to.restore-20261120T020000Z-9f04c1-0123abcd", dir.path());
     restore(&target(&dir.path().join("to")), &plan(&archive), &archive).await.unwrap();
     assert_eq!(
         names(dir.path()),

@@ -295,3 +295,19 @@ async fn a_disk_that_fills_up_meanwhile_leaves_no_debris() {
     assert_eq!(mount_point.kind(), ErrorKind::InvalidInput);
     assert_eq!(left, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_hard_link_may_come_before_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    let link = member(b"d/link", b'1', b"late/file", b"");
+    let file = member(b"late/file", b'0', b"", b"content");
+    let restore = DirectoryTarget::new(&to).begin(&plan(&[])).await.unwrap();
+    for archive in [link, file] {
+        restore.artifact(ArtifactReader::from_bytes(meta(), archive)).await.unwrap();
+    }
+    assert_eq!(restore.prove().await.unwrap()["files"].count, 2);
+    restore.commit().await.unwrap();
+    assert_eq!(std::fs::metadata(to.join("d/link")).unwrap().nlink(), 2);
+    assert_eq!(std::fs::read(to.join("d/link")).unwrap(), b"content");
+}

@@ -200,7 +200,9 @@ pub(crate) fn items(tree: &Path) -> Vec<Item> {
 
 pub(crate) fn proof_of(items: &[Item]) -> Proof {
     let mut sum = Proof::empty();
-    items.iter().for_each(|item| sum.merge(&item.proof.as_ref().unwrap().proof));
+    for item in items {
+        sum.merge(&item.proof.as_ref().unwrap().proof);
+    }
     sum
 }
 
@@ -256,7 +258,9 @@ fn visit(tree: &Path, path: &Path, all: &mut Vec<Item>, links: &mut HashMap<u64,
             sha256.map_or(Vec::new(), |d| d.as_bytes().to_vec()),
             (xattrs.len() as u64).to_le_bytes().to_vec(),
         ];
-        xattrs.into_iter().for_each(|(name, value)| fields.extend([name, value]));
+        for (name, value) in xattrs {
+            fields.extend([name, value]);
+        }
         let size = if kind == ItemKind::File { stat.size() } else { 0 };
         item(name, kind, size, sha256, None, Proof::of(fields.iter().map(Vec::as_slice)))
     };
@@ -264,7 +268,9 @@ fn visit(tree: &Path, path: &Path, all: &mut Vec<Item>, links: &mut HashMap<u64,
     if kind == ItemKind::Directory {
         let mut entries: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
         entries.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-        entries.iter().for_each(|entry| visit(tree, entry, all, links));
+        for entry in entries {
+            visit(tree, &entry, all, links);
+        }
     }
 }
 

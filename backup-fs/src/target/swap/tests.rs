@@ -109,3 +109,26 @@ async fn undo_and_drop_work_without_the_exchange_too() {
         assert_eq!(names(dir.path()), ["to"]);
     }
 }
+
+#[test]
+fn a_journal_that_leads_elsewhere_or_lies_open_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let name = ".to.restore-20261120T020000Z-9f04c1-0123abcd";
+    for (mode, destination, keep_as) in [
+        (0o700, "to", "../escaped"),
+        (0o700, "to", ".to.before-x/../../escaped"),
+        (0o700, "other", ".to.before-x"),
+        (0o777, "to", ".to.before-x"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place");
+        std::fs::create_dir_all(place.join(name).join("tree")).unwrap();
+        let journal = format!(r#"{{"destination":"{destination}","new_inode":1,"keep_as":"{keep_as}"}}"#);
+        std::fs::write(place.join(name).join("swap.json"), journal).unwrap();
+        std::fs::set_permissions(place.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        let parent = OwnedFd::from(std::fs::File::open(&place).unwrap());
+        recover(&parent, b"to").unwrap();
+        assert_eq!(names(&place), [name], "{keep_as}");
+        assert_eq!(names(dir.path()), ["place"]);
+    }
+}
