@@ -690,7 +690,9 @@ async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
             .patience
             .bound(async {
                 match sink.head(&dir.manifest()?).await {
-                    Err(e) if e.kind() == ErrorKind::NotFound => super::commit::remove_all(sink, dir, inner.patience).await,
+                    Err(e) if e.kind() == ErrorKind::NotFound => {
+                        super::commit::remove_all(sink, dir, inner.patience).await
+                    }
                     _ => Ok(()),
                 }
             })
