@@ -1,0 +1,3 @@
+//! Redis and Valkey for `backup-core`.
+
+pub mod rdb;
