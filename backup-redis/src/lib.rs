@@ -1,3 +1,17 @@
 //! Redis and Valkey for `backup-core`.
 
+mod config;
+mod connect;
+mod discover;
+mod error;
+mod feed;
 pub mod rdb;
+mod replication;
+mod resp;
+mod scan;
+mod source;
+mod tally;
+mod transfer;
+
+pub use config::RedisConfig;
+pub use source::{RDB, RedisRdb};

@@ -43,6 +43,7 @@ mod string;
 mod value;
 mod visit;
 mod walk;
+pub(crate) mod writer;
 
 pub use encoding::{Dialect, Encoding, Kind};
 pub use error::RdbError;

@@ -137,7 +137,7 @@ impl Statistics {
     }
 
     /// The auxiliary fields (`redis-ver`, `ctime`).
-    pub fn aux(&self) -> &BTreeMap<String, String> {
+    pub fn aux_fields(&self) -> &BTreeMap<String, String> {
         &self.aux
     }
 
