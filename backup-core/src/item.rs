@@ -221,6 +221,12 @@ impl ItemSpool {
         self.blocks.iter().map(decompress).chain(open)
     }
 
+    /// Like [`json_lines`](Self::json_lines), freeing each block after it was yielded.
+    pub fn into_json_lines(self) -> impl Iterator<Item = Result<Bytes>> + Send + 'static {
+        let open = (!self.open.is_empty()).then(|| Ok(Bytes::from(self.open)));
+        self.blocks.into_iter().map(|block| decompress(&block)).chain(open)
+    }
+
     /// The items.
     pub fn iter(&self) -> impl Iterator<Item = Result<Item>> + '_ {
         self.json_lines().flat_map(|block| match block {

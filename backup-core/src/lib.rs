@@ -4,32 +4,51 @@
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
 mod digest;
+mod engine;
 mod error;
 mod item;
 mod key;
 mod keys;
+mod layout;
+mod manifest;
+mod memory;
 mod name;
 mod observer;
 mod proof;
 mod reader;
+mod repository;
 mod retention;
 mod selection;
 mod sink;
 mod source;
 mod target;
 mod transform;
+mod whole;
 mod workers;
 
 pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use keys::{BackupKey, Keyring};
+pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate};
+pub use manifest::{
+    FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
+    Totals,
+};
+pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
-pub use retention::{BackupKind, BackupSummary, Decision, RetentionPolicy};
+pub use repository::{
+    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
+    RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+};
+pub use retention::{
+    And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
+    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Standing, countable,
+    pitr_ranges, pitr_window, standings,
+};
 pub use selection::Selection;
 pub use sink::{
     Availability, CREATE_NEW_LIMIT, ObjectInfo, ObjectKind, PutMode, PutOptions, Sink, SinkWriter, Space,
@@ -42,6 +61,12 @@ pub use source::{
 pub use target::{
     Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
 };
-pub use transform::{Codec, CodecContext, Emit, Frame, Located, Stage, Transform, TransformSpec};
+#[cfg(feature = "zstd")]
+pub use transform::Zstd;
+pub use transform::{
+    AesGcm, Chain, ChainDecoder, ChainEncoder, ChainRange, Codec, CodecContext, Emit, Frame, Gzip, Identity,
+    Located, Stage, Transform, TransformSpec,
+};
+pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
-pub use {async_trait::async_trait, bytes::Bytes, tokio_util::sync::CancellationToken};
+pub use {async_trait::async_trait, bytes::Bytes, chrono_tz::Tz, tokio_util::sync::CancellationToken};

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::item::{Item, ItemSpool};
 use crate::name::BackupId;
 use crate::proof::Proofs;
+use crate::retention::LogPosition;
 use crate::selection::Selection;
 
 /// Bytes in order. Lazy: nothing happens until it is polled. `Err` is the last item. An end without `Err` means
@@ -194,6 +195,8 @@ pub struct SourceReport {
     pub server_version: Option<String>,
     /// The consistent point, where it is another moment than the start of the backup.
     pub consistent_at: Option<DateTime<Utc>>,
+    /// Where replay of the source's continuous log begins after a restore of this backup, where it has one.
+    pub log_position: Option<LogPosition>,
     /// What the content proves, computed while it flowed.
     pub proofs: Proofs,
     /// What the backup contains.
@@ -202,8 +205,24 @@ pub struct SourceReport {
     pub details: Map<String, Value>,
     /// Details per artifact name.
     pub artifacts: BTreeMap<String, Map<String, Value>>,
+    /// How to restore without this library, for `RESTORE.txt`.
+    pub recipe: Recipe,
     /// What a person should know although the backup succeeded.
     pub warnings: Vec<Warning>,
+}
+
+/// How to restore the plain artifacts with standard tools: lines of shell that a person copies.
+///
+/// Names of user data in them must be quoted; secrets do not belong here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recipe {
+    /// What to do first: `mkdir restored`, `createdb copy`.
+    pub before: Vec<String>,
+    /// A command per artifact name that reads the plain artifact from standard input. An artifact without one
+    /// is written to a file of its name.
+    pub commands: BTreeMap<String, String>,
+    /// What to do last.
+    pub after: Vec<String>,
 }
 
 /// Something a person should know although the operation succeeded.

@@ -1,5 +1,13 @@
 //! What happens to bytes between source and sink: [`Transform`] and its [`Codec`]s.
 
+mod aes_gcm;
+mod chain;
+mod frames;
+mod gzip;
+mod identity;
+#[cfg(feature = "zstd")]
+mod zstd;
+
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -12,6 +20,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{BackupKey, Keyring};
 use crate::name::{BackupId, SetName};
 use crate::workers::Workers;
+
+pub use aes_gcm::AesGcm;
+pub use chain::{Chain, ChainDecoder, ChainEncoder, ChainRange};
+pub use gzip::Gzip;
+pub use identity::Identity;
+#[cfg(feature = "zstd")]
+pub use zstd::Zstd;
 
 /// A reversible change of a byte stream: compression or encryption. Knows both directions.
 pub trait Transform: Debug + Send + Sync {

@@ -27,6 +27,9 @@ impl Workers {
         let pool = rayon_core::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|n| format!("backup-worker-{n}"))
+            // A panic in a job (a defect of a codec) must fail its run and not the whole service, as it would by
+            // default. The job's channel closes, and the run ends with an error.
+            .panic_handler(|_| {})
             .build()
             .map_err(|e| Error::new(ErrorKind::Io, "start worker threads").caused_by(e))?;
         Ok(Self(Arc::new(pool)))
@@ -70,8 +73,11 @@ impl<T: Send + 'static> Ordered<T> {
         let oldest = if self.queue.len() >= self.limit { self.wait()? } else { None };
         let (send, receive) = sync_channel(1);
         self.workers.0.spawn(move || {
-            // The receiver is gone when the run was given up; the result is of no use then.
-            let _ = send.send(job());
+            // A panic here would end the whole process; instead the result stays out and the caller gets an error.
+            if let Ok(result) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
+                // The receiver is gone when the run was given up; the result is of no use then.
+                let _ = send.send(result);
+            }
         });
         self.queue.push_back(receive);
         Ok(oldest)
@@ -101,4 +107,36 @@ impl<T: Send + 'static> Ordered<T> {
 
 fn lost() -> Error {
     Error::new(ErrorKind::Internal, "compute").message("a worker thread ended without a result")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panicking_job_fails_its_run_and_not_the_process() {
+        let workers = Workers::new(1).unwrap();
+        let mut jobs = Ordered::new(&workers, 1);
+        jobs.submit(|| panic!("a defect")).unwrap();
+        let result: Result<Option<()>> = jobs.wait();
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_their_jobs() {
+        let workers = Workers::new(3).unwrap();
+        let mut jobs = Ordered::new(&workers, 4);
+        let mut results = Vec::new();
+        for n in 0..50u64 {
+            let job = move || {
+                std::thread::sleep(std::time::Duration::from_micros(n * 7919 % 300));
+                n
+            };
+            results.extend(jobs.submit(job).unwrap());
+        }
+        while let Some(n) = jobs.wait().unwrap() {
+            results.push(n);
+        }
+        assert_eq!(results, (0..50).collect::<Vec<_>>());
+    }
 }

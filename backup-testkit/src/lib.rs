@@ -1,1 +1,37 @@
-//! Placeholder.
+//! Conformance suites, faulty and recording sinks, and a frame for test servers.
+//!
+//! For authors of sources, sinks and targets: run the suite of the trait you implement. A check that fails panics and
+//! says which promise was broken. Only ever a dev-dependency.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! use std::sync::Arc;
+//! use backup_core::MemorySink;
+//! use backup_testkit::SinkSuite;
+//!
+//! SinkSuite::new().large(1024 * 1024).run(async || Arc::new(MemorySink::new())).await;
+//! # }
+//! ```
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "checks panic: that is how a test fails, and each says so in its name"
+)]
+
+mod bytes;
+mod capture;
+mod faulty;
+mod operation;
+mod recording;
+pub mod retention;
+pub mod sink;
+mod source;
+mod target;
+
+pub use bytes::{collect, noise};
+pub use capture::{Captured, capture};
+pub use faulty::{Fault, FaultySink, Rule};
+pub use operation::Operation;
+pub use recording::{Record, RecordingSink};
+pub use sink::SinkSuite;
+pub use source::SourceSuite;
+pub use target::TargetSuite;

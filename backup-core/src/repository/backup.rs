@@ -1,0 +1,631 @@
+//! The backup verb.
+
+use std::collections::BTreeMap;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::commit::{Cleanup, Pending};
+use super::contents::{ArtifactDetails, DetailsHead};
+use super::notes::Notes;
+use super::{Inner, Repository};
+use crate::digest::Digest;
+use crate::engine::encode::{Encoded, Scope};
+use crate::engine::fanout::{Numbered, all_failed};
+use crate::engine::feed::RateLimit;
+use crate::engine::index::INDEX_ABOVE;
+use crate::engine::progress::Watch;
+use crate::engine::store::{Failures, Pipeline};
+use crate::error::{Error, ErrorKind, Result};
+use crate::keys::BackupKey;
+use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING};
+use crate::manifest::{
+    FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
+};
+use crate::name::{BackupId, SetName, SinkId};
+use crate::observer::{Event, Observer};
+use crate::proof::Proofs;
+use crate::retention::BackupKind;
+use crate::selection::Selection;
+use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
+use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
+
+/// A backup to be made: set options, then await.
+#[must_use = "a backup runs when it is awaited"]
+pub struct Backup<'a> {
+    repository: &'a Repository,
+    set: String,
+    source: &'a dyn Source,
+    selection: Selection,
+    only: Option<Vec<String>>,
+    labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
+    rate_limit: Option<u64>,
+    observers: Vec<Arc<dyn Observer>>,
+    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    started: Option<DateTime<Utc>>,
+}
+
+/// What a backup did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BackupReport {
+    /// The id of the new backup.
+    pub id: BackupId,
+    /// Its set.
+    pub set: SetName,
+    /// The sinks that hold a good copy.
+    pub copies: Vec<SinkId>,
+    /// The sinks that failed, and why. The backup has enough copies without them.
+    pub failed: Vec<(SinkId, Error)>,
+    /// Plain bytes of all artifacts.
+    pub plain_size: u64,
+    /// Bytes of all objects but the manifest, on one sink.
+    pub stored_size: u64,
+    /// Items it contains.
+    pub items: u64,
+    /// What its content proves.
+    pub proofs: Proofs,
+    /// What a person should know although it succeeded.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl<'a> Backup<'a> {
+    pub(super) fn new(repository: &'a Repository, set: &str, source: &'a dyn Source) -> Self {
+        Self {
+            repository,
+            set: set.to_owned(),
+            source,
+            selection: Selection::all(),
+            only: None,
+            labels: BTreeMap::new(),
+            keep_for: None,
+            rate_limit: None,
+            observers: Vec::new(),
+            shutdown: None,
+            started: None,
+        }
+    }
+
+    /// Backs up only items matching one of these patterns (see [`Selection::globs`]).
+    pub fn only<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
+        self.only = Some(patterns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Backs up only what is selected.
+    pub fn selection(mut self, selection: Selection) -> Self {
+        self.selection = selection;
+        self
+    }
+
+    /// Adds a label. Labels are readable by anyone who may read the sinks.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// Keeps this backup for at least `time`, whatever the retention policy says.
+    pub fn keep_for(mut self, time: Duration) -> Self {
+        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
+        self
+    }
+
+    /// Reads at most this many plain bytes a second.
+    pub fn rate_limit(mut self, bytes_per_second: u64) -> Self {
+        self.rate_limit = Some(bytes_per_second);
+        self
+    }
+
+    /// Watches this run, beside the repository's observers.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes.
+    pub fn run_until(mut self, shutdown: impl Future<Output = ()> + Send + 'a) -> Self {
+        self.shutdown = Some(Box::pin(shutdown));
+        self
+    }
+
+    /// Takes `time` for the start of the backup instead of the clock: for imports of older backups and for tests.
+    pub fn started_at(mut self, time: DateTime<Utc>) -> Self {
+        self.started = Some(time);
+        self
+    }
+
+    async fn run(mut self) -> Result<BackupReport> {
+        let inner = &self.repository.0;
+        let set = SetName::parse(std::mem::take(&mut self.set))?;
+        if let Some(only) = &self.only {
+            self.selection = Selection::globs(only)?;
+        }
+        let started = self.started.unwrap_or_else(Utc::now);
+        let id = BackupId::new(started, random()?);
+        let mut observers = inner.observers.clone();
+        observers.append(&mut self.observers);
+        let watch = Watch::new(observers);
+        watch.event(&Event::Started { verb: "backup", set: &set, id });
+
+        let dir = BackupDir::new(&set, id)?;
+        let shutdown = self.shutdown.take();
+        let cancelled = CancellationToken::new();
+        let mut cleanup = Cleanup::new(inner.sinks.clone(), dir.clone());
+        let prepared = {
+            let mut run = Run {
+                inner,
+                source: self.source,
+                pipeline: Pipeline {
+                    chain: Arc::clone(&inner.chain),
+                    patience: inner.patience,
+                    limit: self.rate_limit.map(|rate| Arc::new(RateLimit::new(rate))),
+                    watch: watch.clone(),
+                },
+                set: set.clone(),
+                id,
+                dir: dir.clone(),
+                started,
+                key: None,
+                alive: inner.sinks.iter().cloned().enumerate().collect(),
+                failed: Vec::new(),
+                cancelled: cancelled.clone(),
+            };
+            let result = {
+                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
+                match shutdown {
+                    None => work.await,
+                    Some(shutdown) => tokio::select! {
+                        biased;
+                        () = shutdown => Err(Error::cancelled("back up")),
+                        result = work => result,
+                    },
+                }
+            };
+            cancelled.cancel();
+            result.map(|prepared| (prepared, run.alive, run.failed))
+        };
+        let result = match prepared {
+            Ok((prepared, alive, failed)) => {
+                // A manifest may become visible from here on: nothing that it refers to may be removed.
+                let snapshot = cleanup.disarm();
+                commit(inner, &dir, prepared, alive, failed, snapshot, &watch).await
+            }
+            Err(error) => {
+                cleanup.abort().await;
+                Err(error)
+            }
+        };
+        let error = result.as_ref().err();
+        watch.event(&Event::Finished { verb: "backup", set: &set, id, error, elapsed: watch.elapsed() });
+        result.map_err(|e| e.with("set", &set))
+    }
+}
+
+impl<'a> IntoFuture for Backup<'a> {
+    type Output = Result<BackupReport>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+    fn into_future(self) -> Self::IntoFuture {
+        self.run().boxed()
+    }
+}
+
+impl std::fmt::Debug for Backup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backup").field("set", &self.set).field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+/// 32 random bits for an id.
+fn random() -> Result<u32> {
+    let mut bytes = [0; 4];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
+        Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers")
+    })?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// A run until just before its manifest.
+struct Run<'a> {
+    inner: &'a Inner,
+    source: &'a dyn Source,
+    pipeline: Pipeline,
+    set: SetName,
+    id: BackupId,
+    dir: BackupDir,
+    started: DateTime<Utc>,
+    key: Option<BackupKey>,
+    /// The sinks that have everything so far.
+    alive: Vec<Numbered>,
+    failed: Failures,
+    cancelled: CancellationToken,
+}
+
+/// A backup that is whole but for its manifest.
+struct Prepared {
+    manifest: Manifest,
+    key: Option<BackupKey>,
+    proofs: Proofs,
+    warnings: Vec<Warning>,
+}
+
+impl Run<'_> {
+    async fn prepare(
+        &mut self,
+        cleanup: &mut Cleanup,
+        selection: &Selection,
+        labels: &BTreeMap<String, String>,
+        keep_for: Option<TimeDelta>,
+    ) -> Result<Prepared> {
+        let previous = self.previous().await?;
+        let pending = Pending::new(&self.set, self.id, None);
+        let (failures, renewing) =
+            self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
+        cleanup.renewing(renewing);
+        self.lose(failures)?;
+        self.wrap_key().await?;
+
+        let request =
+            SnapshotRequest { parent: None, selection: selection.clone(), cancelled: self.cancelled.clone() };
+        cleanup.hold(self.source.snapshot(request).await?);
+        let (artifacts, details) = self.artifacts(cleanup).await?;
+        let mut report = cleanup.snapshot()?.finish().await?;
+        for warning in &report.warnings {
+            self.pipeline.watch.event(&Event::Warning(warning));
+        }
+        let items = report.items.len();
+        let (proofs, warnings) = (report.proofs.clone(), report.warnings.clone());
+        let head = DetailsHead::new(&mut report, details);
+        let mut manifest = Manifest {
+            format: FORMAT,
+            set: self.set.clone(),
+            id: self.id,
+            kind: BackupKind::Full,
+            source: SourceInfo {
+                kind: self.source.kind().to_owned(),
+                server_version: report.server_version.clone(),
+            },
+            started: self.started,
+            finished: self.started,
+            consistent_at: report.consistent_at,
+            log_position: report.log_position.take(),
+            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
+            software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
+            chain: self.pipeline.chain.specs(),
+            artifacts,
+            details: self.details(head, &mut report).await?,
+            notes: Vec::new(),
+            references: std::collections::BTreeSet::new(),
+            labels: labels.clone(),
+            previous,
+            totals: Totals::default(),
+            required_copies: u32::try_from(self.inner.required_copies).unwrap_or(u32::MAX),
+            good_copies: 0,
+            other: serde_json::Map::new(),
+        };
+        manifest.notes = self.notes(&manifest, &report).await?;
+        manifest.totals = Totals {
+            plain: manifest.artifacts.iter().filter_map(|a| a.stored.plain_size).sum(),
+            stored: manifest.objects().map(|(_, size, _)| size).sum(),
+            items,
+        };
+        Ok(Prepared { manifest, key: self.key.clone(), proofs, warnings })
+    }
+
+    /// The newest backup of the set before this one.
+    async fn previous(&self) -> Result<Option<Previous>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        let (ids, _) = catalog.ids().await?;
+        for id in ids.into_keys().rev().filter(|id| *id < self.id) {
+            // One that cannot be opened is reported by lists and verify; it must not stop new backups.
+            if let Ok(opened) = catalog.open(id).await {
+                return Ok(Some(Previous { id, sha256: opened.digest }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the backup's key and stores its wraps.
+    async fn wrap_key(&mut self) -> Result<()> {
+        let Some(keyring) = self.inner.chain.keyring() else { return Ok(()) };
+        let key = BackupKey::generate()?;
+        let (wraps, failures) =
+            self.inner.wrap(keyring, &self.set, self.id, &key, &self.alive, &self.pipeline.watch).await?;
+        self.lose(failures)?;
+        let directory = self.dir.keys()?;
+        for (name, bytes) in wraps {
+            self.put(&directory.join(name)?, bytes, ObjectKind::Note).await?;
+        }
+        self.key = Some(key);
+        Ok(())
+    }
+
+    /// Pulls every artifact out of the source and stores it.
+    async fn artifacts(
+        &mut self,
+        cleanup: &mut Cleanup,
+    ) -> Result<(Vec<StoredArtifact>, BTreeMap<String, ArtifactDetails>)> {
+        let snapshot = cleanup.snapshot()?;
+        self.pipeline.watch.expect(snapshot.estimate());
+        let at_once = snapshot.max_open().clamp(1, self.inner.artifacts_in_budget());
+        let mut open = FuturesUnordered::new();
+        let mut stored = BTreeMap::new();
+        let mut details = BTreeMap::new();
+        let (mut offered, mut exhausted) = (0_usize, false);
+        loop {
+            while !exhausted && open.len() < at_once {
+                match snapshot.next().await? {
+                    Some(artifact) => {
+                        open.push(self.start(artifact, offered)?);
+                        offered += 1;
+                    }
+                    None => exhausted = true,
+                }
+            }
+            let Some(done) = open.next().await else { break };
+            let (number, meta, object, result) = done.map_err(|e| {
+                Error::new(ErrorKind::Internal, "store artifact").message("a task failed").caused_by(e)
+            })?;
+            let meta: ArtifactMeta = meta;
+            let (encoded, failures) = result.map_err(|e: Error| e.with("artifact", &meta.name))?;
+            self.lose(failures)?;
+            self.pipeline.watch.event(&Event::ArtifactFinished {
+                artifact: &meta.name,
+                plain: encoded.plain_size,
+                stored: encoded.stored_size,
+            });
+            details.insert(meta.name.to_string(), ArtifactDetails::new(encoded.plain_sha256));
+            let object = self.index(object, encoded).await?;
+            stored.insert(number, StoredArtifact { meta, stored: object });
+        }
+        if details.len() != stored.len() {
+            return Err(Error::new(ErrorKind::SourceFailed, "read source")
+                .message("the source gave two artifacts the same name"));
+        }
+        Ok((stored.into_values().collect(), details))
+    }
+
+    /// Starts storing an artifact in a task of its own.
+    #[expect(clippy::type_complexity, reason = "named where it is taken apart")]
+    fn start(
+        &self,
+        artifact: Artifact,
+        number: usize,
+    ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
+        let Artifact { meta, data } = artifact;
+        let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
+        if meta.name.is_empty() || meta.name == DETAILS || object == MANIFEST || object == PENDING {
+            return Err(Error::new(ErrorKind::SourceFailed, "read source")
+                .message("the source gave an artifact a reserved name")
+                .with("artifact", &meta.name));
+        }
+        let key = self.dir.object(&object)?;
+        let scope = self.scope(&meta.name);
+        let options = PutOptions::overwrite(ObjectKind::Data).size_hint(meta.size_hint);
+        let (pipeline, sinks) = (self.pipeline.clone(), self.alive.clone());
+        pipeline.watch.event(&Event::ArtifactStarted { artifact: &meta.name });
+        Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+            let result = pipeline.store(&sinks, &key, &options, scope, data).await;
+            (number, meta, object, result)
+        })))
+    }
+
+    /// Stores the details object.
+    async fn details(&mut self, head: DetailsHead, report: &mut SourceReport) -> Result<StoredObject> {
+        let object = format!("{DETAILS}.jsonl{}", self.pipeline.chain.extension());
+        let items = std::mem::take(&mut report.items);
+        let mut first = serde_json::to_vec(&head)
+            .map_err(|e| Error::new(ErrorKind::Internal, "write details").caused_by(e))?;
+        first.push(b'\n');
+        let lines = std::iter::once(Ok(Bytes::from(first))).chain(items.into_json_lines());
+        let options = PutOptions::overwrite(ObjectKind::Data);
+        let (encoded, failures) = self
+            .pipeline
+            .store(
+                &self.alive,
+                &self.dir.object(&object)?,
+                &options,
+                self.scope(DETAILS),
+                futures::stream::iter(lines).boxed(),
+            )
+            .await?;
+        self.lose(failures)?;
+        self.index(object, encoded).await
+    }
+
+    /// Stores the block index of a large object, and returns how the manifest records both.
+    async fn index(&mut self, object: String, encoded: Encoded) -> Result<StoredObject> {
+        let mut stored = StoredObject {
+            size: encoded.stored_size,
+            sha256: encoded.stored_sha256,
+            plain_size: Some(encoded.plain_size),
+            index: None,
+            object,
+        };
+        if encoded.stored_size > INDEX_ABOVE {
+            let bytes = encoded.index.to_bytes()?;
+            let name = format!("{}.idx", stored.object);
+            stored.index =
+                Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
+            self.put(&self.dir.object(&name)?, bytes, ObjectKind::Index).await?;
+        }
+        Ok(stored)
+    }
+
+    /// Stores `RESTORE.txt` and what belongs to it.
+    async fn notes(&mut self, manifest: &Manifest, report: &SourceReport) -> Result<Vec<StoredObject>> {
+        let notes = Notes {
+            set: &self.set,
+            id: self.id,
+            chain: &manifest.chain,
+            artifacts: &manifest.artifacts,
+            details: &manifest.details,
+            recipe: &report.recipe,
+        };
+        let mut texts: Vec<_> = [Some(notes.restore()), notes.decoder()].into_iter().flatten().collect();
+        let described: Vec<_> = texts.iter().map(|(name, bytes)| note(name, bytes)).collect();
+        texts.push(notes.sums(&described));
+        for (name, bytes) in &texts {
+            self.put(&self.dir.object(name)?, bytes.clone(), ObjectKind::Note).await?;
+        }
+        Ok(texts.iter().map(|(name, bytes)| note(name, bytes)).collect())
+    }
+
+    /// Puts a small object on every working sink.
+    async fn put(&mut self, key: &crate::key::Key, bytes: Bytes, kind: ObjectKind) -> Result<()> {
+        let options = PutOptions::overwrite(kind);
+        let failures = self.inner.put_each(&self.alive, key, &bytes, &options, &self.pipeline.watch).await;
+        for (number, error) in &failures {
+            if let Some(sink) = self.inner.sinks.get(*number) {
+                self.pipeline.watch.event(&Event::SinkFailed { sink: sink.id(), error });
+            }
+        }
+        self.lose(failures)
+    }
+
+    /// Takes sinks that failed out of the run; fails when none is left.
+    fn lose(&mut self, failures: Failures) -> Result<()> {
+        for (number, error) in failures {
+            let before = self.alive.len();
+            self.alive.retain(|(n, _)| *n != number);
+            if self.alive.len() < before {
+                self.failed.push((number, error));
+            }
+        }
+        if self.alive.is_empty() { Err(all_failed(std::mem::take(&mut self.failed))) } else { Ok(()) }
+    }
+
+    fn scope(&self, name: &str) -> Scope {
+        Scope {
+            set: self.set.clone(),
+            id: self.id,
+            name: name.to_owned(),
+            key: self.key.clone(),
+            workers: self.inner.workers.clone(),
+        }
+    }
+}
+
+/// A plain object as the manifest records it.
+fn note(name: &str, bytes: &Bytes) -> StoredObject {
+    StoredObject {
+        object: name.to_owned(),
+        size: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+        plain_size: None,
+        index: None,
+    }
+}
+
+/// Writes the manifest to each sink that has everything, and tells the source how it went.
+async fn commit(
+    inner: &Inner,
+    dir: &BackupDir,
+    prepared: Prepared,
+    mut alive: Vec<Numbered>,
+    mut failed: Failures,
+    snapshot: Option<Box<dyn crate::source::Snapshot>>,
+    watch: &Watch,
+) -> Result<BackupReport> {
+    let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
+    manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
+    let written = async {
+        let bytes = seal(&manifest, key.as_ref())?;
+        if bytes.len() as u64 > CREATE_NEW_LIMIT {
+            return Err(Error::new(ErrorKind::LimitExceeded, "write manifest")
+                .message("the backup has too many artifacts for one manifest; make its artifacts larger"));
+        }
+        let options = PutOptions::create_new(ObjectKind::Manifest);
+        Ok(inner.put_each(&alive, &dir.manifest()?, &bytes, &options, watch).await)
+    };
+    match written.await {
+        Ok(failures) => {
+            alive.retain(|(n, _)| failures.iter().all(|(failed, _)| failed != n));
+            failed.extend(failures);
+        }
+        Err(error) => {
+            failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error)));
+        }
+    }
+    let outcome = match alive.len() {
+        0 => Outcome::Aborted,
+        n if n < inner.required_copies => Outcome::Degraded,
+        _ => Outcome::Committed,
+    };
+    let closed = match snapshot {
+        Some(snapshot) => snapshot.close(outcome).await,
+        None => Ok(()),
+    };
+    tidy(inner, dir, &alive).await;
+    if outcome == Outcome::Aborted {
+        return Err(all_failed(failed));
+    }
+    let failed: Vec<(SinkId, Error)> = failed
+        .into_iter()
+        .filter_map(|(n, error)| inner.sinks.get(n).map(|sink| (sink.id().clone(), error)))
+        .collect();
+    if outcome == Outcome::Degraded {
+        let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
+            .message(
+                "the backup exists, but on fewer sinks than required; repair the sinks named here and \
+                 replicate it, or back up again",
+            )
+            .with("id", manifest.id)
+            .with("copies", alive.len())
+            .with("required", inner.required_copies);
+        for (sink, why) in &failed {
+            error = error.with("failed", format_args!("{sink}: {}", why.chain()));
+        }
+        return Err(error);
+    }
+    let mut warnings = warnings;
+    if let Err(error) = closed {
+        // The backup is safe; what the source could not release must still be said.
+        let warning = Warning::new("source-not-released", error.chain());
+        watch.event(&Event::Warning(&warning));
+        warnings.push(warning);
+    }
+    Ok(BackupReport {
+        id: manifest.id,
+        copies: alive.iter().map(|(_, sink)| sink.id().clone()).collect(),
+        failed,
+        plain_size: manifest.totals.plain,
+        stored_size: manifest.totals.stored,
+        items: manifest.totals.items,
+        proofs,
+        warnings,
+        elapsed: watch.elapsed(),
+        set: manifest.set,
+    })
+}
+
+/// After the commit: no pending marker where the backup is, nothing at all where it is not.
+async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
+    let work = inner.sinks.iter().enumerate().map(|(number, sink)| async move {
+        let good = alive.iter().any(|(n, _)| *n == number);
+        // Failing here costs only some space until the orphan sweep; the backup itself is decided.
+        let _ = tokio::time::timeout(inner.patience.stall, async {
+            if good {
+                sink.delete(&dir.pending()?).await
+            } else if sink.head(&dir.manifest()?).await.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                super::commit::remove_all(sink, dir).await
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+    });
+    futures::future::join_all(work).await;
+}

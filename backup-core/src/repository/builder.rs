@@ -1,0 +1,191 @@
+//! Describing a repository.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Inner, Repository};
+use crate::engine::retry::Patience;
+use crate::engine::{encode, fanout, feed, index};
+use crate::error::{Error, ErrorKind, Result};
+use crate::keys::Keyring;
+use crate::observer::Observer;
+use crate::sink::Sink;
+use crate::transform::{AesGcm, Chain, Stage, Transform};
+use crate::workers::Workers;
+
+/// Bytes a run may hold in its pipelines unless told otherwise.
+const DEFAULT_BUDGET: usize = 64 * 1024 * 1024;
+
+/// Collects what a [`Repository`] is made of. Mistakes are reported once, by [`build`](Self::build).
+#[derive(Debug)]
+pub struct RepositoryBuilder {
+    sinks: Vec<Arc<dyn Sink>>,
+    required_copies: Option<usize>,
+    require_encryption: bool,
+    transforms: Vec<Arc<dyn Transform>>,
+    keyring: Option<Keyring>,
+    patience: Patience,
+    budget: usize,
+    observers: Observers,
+}
+
+#[derive(Default)]
+struct Observers(Vec<Arc<dyn Observer>>);
+
+impl std::fmt::Debug for Observers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} observers", self.0.len())
+    }
+}
+
+impl RepositoryBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            sinks: Vec::new(),
+            required_copies: None,
+            require_encryption: false,
+            transforms: Vec::new(),
+            keyring: None,
+            patience: Patience::default(),
+            budget: DEFAULT_BUDGET,
+            observers: Observers::default(),
+        }
+    }
+
+    /// Adds a sink. Every sink gets a whole copy of every backup.
+    pub fn sink(mut self, sink: impl Sink + 'static) -> Self {
+        self.sinks.push(Arc::new(sink));
+        self
+    }
+
+    /// How many good copies a backup needs to count as complete. Default: one per sink.
+    pub fn require_copies(mut self, copies: usize) -> Self {
+        self.required_copies = Some(copies);
+        self
+    }
+
+    /// Adds a transform at the end of the chain: compression first, then encryption.
+    pub fn transform(mut self, transform: impl Transform + 'static) -> Self {
+        self.transforms.push(Arc::new(transform));
+        self
+    }
+
+    /// Keys to open encrypted backups with, where no transform of the chain brings a keyring: to read a repository
+    /// without writing to it.
+    pub fn keyring(mut self, keyring: Keyring) -> Self {
+        self.keyring = Some(keyring);
+        self
+    }
+
+    /// Refuses to write, and reports when verifying, anything that is readable without a key.
+    pub fn require_encryption(mut self) -> Self {
+        self.require_encryption = true;
+        self
+    }
+
+    /// The bytes that the pipelines of one run may hold together. Default 64 MiB.
+    pub fn memory_budget(mut self, bytes: usize) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// How long a sink may take for one operation or one chunk before it is given up. Default two minutes.
+    pub fn stall_timeout(mut self, limit: Duration) -> Self {
+        self.patience.stall = limit;
+        self
+    }
+
+    /// How long a source may deliver nothing before it is given up. Default half an hour.
+    pub fn source_stall_timeout(mut self, limit: Duration) -> Self {
+        self.patience.source_stall = limit;
+        self
+    }
+
+    /// How often a sink operation that failed for a passing reason is repeated, and the wait before the first
+    /// repetition; it doubles each time. Default four times, 200 ms.
+    pub fn retries(mut self, times: usize, first_wait: Duration) -> Self {
+        self.patience.retries = times;
+        self.patience.first_wait = first_wait;
+        self
+    }
+
+    /// Watches every verb of this repository.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.0.push(Arc::new(observer));
+        self
+    }
+
+    /// Checks everything and builds.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for no sink, sinks of one name, more copies than sinks, a chain whose order
+    /// cannot work, or a budget too small for one artifact; [`ErrorKind::Unencrypted`] when encryption is required
+    /// and the chain has none.
+    pub fn build(self) -> Result<Repository> {
+        let refuse = |why: &'static str| Err(Error::invalid("build repository", why));
+        if self.sinks.is_empty() {
+            return refuse("a repository needs at least one sink");
+        }
+        let ids: BTreeSet<_> = self.sinks.iter().map(|s| s.id()).collect();
+        if ids.len() != self.sinks.len() {
+            return refuse("two sinks have the same id; give each its own");
+        }
+        let required_copies = self.required_copies.unwrap_or(self.sinks.len());
+        if required_copies == 0 || required_copies > self.sinks.len() {
+            return refuse("the required copies must be between one and the number of sinks");
+        }
+        let encrypts = self.transforms.iter().any(|t| t.stage() == Stage::Encrypt);
+        if self.require_encryption && !encrypts {
+            return Err(Error::new(ErrorKind::Unencrypted, "build repository")
+                .message("encryption is required and no transform encrypts; add `AesGcm`"));
+        }
+        let workers = Workers::shared()?;
+        let keyring = self.transforms.iter().find_map(|t| t.keyring().cloned()).or(self.keyring);
+        let mut known = self.transforms.clone();
+        if let (Some(keyring), false) = (&keyring, encrypts) {
+            known.push(Arc::new(AesGcm::new(keyring.clone())));
+        }
+        let chain = Arc::new(Chain::new(self.transforms)?);
+        let repository = Inner {
+            sinks: self.sinks,
+            required_copies,
+            require_encryption: self.require_encryption,
+            chain,
+            known,
+            keyring,
+            workers,
+            patience: self.patience,
+            budget: self.budget,
+            observers: self.observers.0,
+        };
+        let needed = repository.pipeline_memory();
+        if needed > repository.budget {
+            return Err(Error::invalid(
+                "build repository",
+                "the memory budget is too small for one artifact",
+            )
+            .with("budget", repository.budget)
+            .with("needed", needed));
+        }
+        Ok(Repository(Arc::new(repository)))
+    }
+}
+
+impl Inner {
+    /// Most bytes the pipeline of one open artifact holds.
+    pub(super) fn pipeline_memory(&self) -> usize {
+        let block = usize::try_from(index::BLOCK).unwrap_or(usize::MAX);
+        // Pieces waiting for the codec and in its hands; blocks being gathered, hashed, waiting, and in the lanes.
+        let pieces = (feed::QUEUE + 2) * feed::PIECE;
+        let blocks = (2 + encode::QUEUE + fanout::QUEUE + self.workers.threads()) * block;
+        let writers: usize = self.sinks.iter().map(|s| s.writer_memory()).sum();
+        pieces + blocks + writers + self.chain.memory(&self.workers)
+    }
+
+    /// How many artifacts may be open at once within the budget.
+    pub(super) fn artifacts_in_budget(&self) -> usize {
+        (self.budget / self.pipeline_memory().max(1)).max(1)
+    }
+}

@@ -1,0 +1,338 @@
+//! Finding the backups of a set and opening their manifests.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+
+use super::Inner;
+use crate::digest::Digest;
+use crate::engine::index::{BlockIndex, INDEX_LIMIT};
+use crate::engine::progress::Watch;
+use crate::engine::read::StoredReader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::keys::BackupKey;
+use crate::layout::{BackupDir, MANIFEST};
+use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
+use crate::name::{BackupId, SetName, SinkId};
+use crate::observer::Event;
+use crate::retention::BackupSummary;
+use crate::sink::{Sink, read_bytes};
+
+/// Largest key wrap a reader accepts, in bytes.
+pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
+/// Key wraps considered per backup; more is not something this library writes.
+const MAX_WRAPS: usize = 256;
+/// Manifests read at once while listing.
+const READ_AT_ONCE: usize = 8;
+
+/// The backups of a set, newest first. Dereferences to a slice of [`BackupSummary`].
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct BackupList {
+    backups: Vec<BackupSummary>,
+    /// Backups whose manifest is there but cannot be read or trusted, newest first.
+    pub unreadable: Vec<Unreadable>,
+    /// Sinks that could not be listed.
+    pub unreachable: Vec<(SinkId, Error)>,
+}
+
+/// A backup whose manifest cannot be read or trusted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Unreadable {
+    /// Its id, from its place.
+    pub id: BackupId,
+    /// The sinks that hold it.
+    pub copies: Vec<SinkId>,
+    /// Why.
+    pub error: Error,
+}
+
+impl Deref for BackupList {
+    type Target = [BackupSummary];
+    fn deref(&self) -> &[BackupSummary] {
+        &self.backups
+    }
+}
+
+impl IntoIterator for BackupList {
+    type Item = BackupSummary;
+    type IntoIter = std::vec::IntoIter<BackupSummary>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.backups.into_iter()
+    }
+}
+
+/// The backups of one set.
+pub(super) struct Catalog<'a> {
+    inner: &'a Inner,
+    pub(super) set: SetName,
+    pub(super) watch: Watch,
+}
+
+/// A backup whose manifest was opened.
+#[derive(Clone)]
+pub(super) struct Opened {
+    pub(super) manifest: Arc<Manifest>,
+    /// Digest of the manifest object.
+    pub(super) digest: Digest,
+    pub(super) key: Option<BackupKey>,
+    /// The sinks whose manifest is this one, in the repository's order.
+    pub(super) copies: Vec<Arc<dyn Sink>>,
+    /// Sinks whose manifest is another or cannot be opened.
+    pub(super) bad: Vec<(SinkId, String)>,
+    pub(super) dir: BackupDir,
+}
+
+impl Inner {
+    pub(super) fn catalog(&self, set: SetName) -> Catalog<'_> {
+        self.catalog_watched(set, Watch::new(self.observers.clone()))
+    }
+
+    pub(super) fn catalog_watched(&self, set: SetName, watch: Watch) -> Catalog<'_> {
+        Catalog { inner: self, set, watch }
+    }
+}
+
+impl Catalog<'_> {
+    /// Which backups have a manifest, and on which sinks, without opening any. Fails when no sink can be listed.
+    pub(super) async fn ids(&self) -> Result<(BTreeMap<BackupId, Vec<Arc<dyn Sink>>>, Vec<(SinkId, Error)>)> {
+        let prefix = self.set.key()?;
+        let mut found: BTreeMap<BackupId, Vec<Arc<dyn Sink>>> = BTreeMap::new();
+        let mut unreachable = Vec::new();
+        for sink in &self.inner.sinks {
+            match self.ids_on(sink, &prefix).await {
+                Ok(ids) => ids.into_iter().for_each(|id| found.entry(id).or_default().push(Arc::clone(sink))),
+                Err(error) => {
+                    self.watch.event(&Event::SinkFailed { sink: sink.id(), error: &error });
+                    unreachable.push((sink.id().clone(), error));
+                }
+            }
+        }
+        if unreachable.len() == self.inner.sinks.len() {
+            if let Some((_, error)) = unreachable.pop() {
+                return Err(error);
+            }
+        }
+        Ok((found, unreachable))
+    }
+
+    async fn ids_on(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<BackupId>> {
+        self.inner
+            .patience
+            .retry(sink.id(), &self.watch, || async {
+                let mut ids = Vec::new();
+                let mut objects = sink.list(prefix);
+                while let Some(object) = objects.try_next().await? {
+                    let Some(rest) = object.key.strip_prefix(prefix) else { continue };
+                    let mut segments = rest.segments();
+                    if let (Some(id), Some(MANIFEST), None) =
+                        (segments.next(), segments.next(), segments.next())
+                    {
+                        ids.extend(id.parse::<BackupId>());
+                    }
+                }
+                Ok(ids)
+            })
+            .await
+    }
+
+    /// All backups of the set.
+    pub(super) async fn list(&self) -> Result<BackupList> {
+        let (found, unreachable) = self.ids().await?;
+        let mut list = BackupList { unreachable, ..BackupList::default() };
+        let opening: Vec<BoxFuture<'_, _>> = found
+            .into_iter()
+            .rev()
+            .map(|(id, sinks)| async move { (id, self.open_on(id, &sinks).await, sinks) }.boxed())
+            .collect();
+        let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
+        for (id, result, sinks) in opened {
+            match result {
+                Ok(opened) => list.backups.push(opened.summary()),
+                Err(error) => list.unreadable.push(Unreadable {
+                    id,
+                    copies: sinks.iter().map(|s| s.id().clone()).collect(),
+                    error,
+                }),
+            }
+        }
+        Ok(list)
+    }
+
+    /// Opens the manifest of one backup.
+    pub(super) async fn open(&self, id: BackupId) -> Result<Opened> {
+        self.open_on(id, &self.inner.sinks).await
+    }
+
+    async fn open_on(&self, id: BackupId, sinks: &[Arc<dyn Sink>]) -> Result<Opened> {
+        let dir = BackupDir::new(&self.set, id)?;
+        let mut good: Option<Opened> = None;
+        let mut bad: Vec<(SinkId, Error)> = Vec::new();
+        for sink in sinks {
+            match self.open_copy(&dir, id, sink).await {
+                Ok((manifest, digest, key)) => match &mut good {
+                    None => {
+                        good = Some(Opened {
+                            manifest: Arc::new(manifest),
+                            digest,
+                            key,
+                            copies: vec![Arc::clone(sink)],
+                            bad: Vec::new(),
+                            dir: dir.clone(),
+                        });
+                    }
+                    Some(opened) if opened.digest == digest => opened.copies.push(Arc::clone(sink)),
+                    Some(_) => bad.push((
+                        sink.id().clone(),
+                        Error::corrupt("read manifest", "the manifest differs from the one on another sink"),
+                    )),
+                },
+                Err(error) => bad.push((sink.id().clone(), error)),
+            }
+        }
+        match good {
+            Some(mut opened) => {
+                opened.bad = bad.into_iter().map(|(sink, error)| (sink, error.chain())).collect();
+                Ok(opened)
+            }
+            None => Err(worst(bad).with("backup", format_args!("{}/{id}", self.set))),
+        }
+    }
+
+    async fn open_copy(
+        &self,
+        dir: &BackupDir,
+        id: BackupId,
+        sink: &Arc<dyn Sink>,
+    ) -> Result<(Manifest, Digest, Option<BackupKey>)> {
+        let bytes = self.read(sink, &dir.manifest()?, MANIFEST_LIMIT).await?;
+        let wraps = self.wraps(sink, &dir.keys()?).await?;
+        let key = match (&self.inner.keyring, wraps.is_empty()) {
+            (Some(keyring), false) => {
+                let (keyring, set) = (keyring.clone(), self.set.clone());
+                // A passphrase takes a good part of a second to turn into a key.
+                let opened = tokio::task::spawn_blocking(move || keyring.unwrap(&set, id, &wraps)).await;
+                Some(opened.map_err(|e| Error::new(ErrorKind::Internal, "open backup key").caused_by(e))??)
+            }
+            (Some(_), true) => {
+                return Err(Error::new(ErrorKind::Unencrypted, "read manifest").message(
+                    "this repository has keys, but the backup has none and its manifest is not sealed; \
+                     open it with a repository without keys if you know where it comes from",
+                ));
+            }
+            (None, _) => None,
+        };
+        let manifest = manifest::open(&bytes, key.as_ref(), &self.set, id)?;
+        Ok((manifest, Digest::of(&bytes), key))
+    }
+
+    async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
+        if self.inner.keyring.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut wraps = Vec::new();
+        let mut objects = sink.list(prefix);
+        while let Some(object) = self.inner.patience.bound(async { objects.try_next().await }).await? {
+            if wraps.len() >= MAX_WRAPS {
+                return Err(Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix));
+            }
+            let bytes = self.read(sink, &object.key, WRAP_LIMIT).await?;
+            wraps.push((object.key.file_name().to_owned(), bytes));
+        }
+        Ok(wraps)
+    }
+
+    async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
+        self.inner.patience.retry(sink.id(), &self.watch, || read_bytes(sink.as_ref(), key, limit)).await
+    }
+}
+
+/// The most telling of several errors: a missing manifest says less than a damaged one.
+fn worst(mut errors: Vec<(SinkId, Error)>) -> Error {
+    let position = errors.iter().position(|(_, e)| e.kind() != ErrorKind::NotFound).unwrap_or(0);
+    if errors.is_empty() {
+        return Error::new(ErrorKind::NotFound, "read manifest").message("no sink was asked");
+    }
+    let (sink, error) = errors.swap_remove(position);
+    if error.kind() == ErrorKind::NotFound {
+        return Error::new(ErrorKind::NotFound, "read manifest")
+            .message("there is no such backup")
+            .caused_by(error);
+    }
+    error.with("sink", sink)
+}
+
+impl Opened {
+    pub(super) fn summary(&self) -> BackupSummary {
+        let manifest = &self.manifest;
+        BackupSummary {
+            id: manifest.id,
+            set: manifest.set.clone(),
+            kind: manifest.kind.clone(),
+            started: manifest.started,
+            finished: manifest.finished,
+            consistent_at: manifest.consistent_at,
+            log_position: manifest.log_position.clone(),
+            pinned: false,
+            keep_until: manifest.keep_until,
+            references: manifest.references.clone(),
+            labels: manifest.labels.clone(),
+            source_kind: manifest.source.kind.clone(),
+            plain_size: manifest.totals.plain,
+            stored_size: manifest.totals.stored,
+            encrypted: manifest.encrypted(),
+            sealed: true,
+            degraded: manifest.degraded() || self.copies.len() < manifest.required_copies as usize,
+            copies: self.copies.iter().map(|s| s.id().clone()).collect(),
+        }
+    }
+
+    /// A reader of the stored bytes of an object, from `copies` in their order.
+    pub(super) async fn stored_reader(
+        &self,
+        inner: &Inner,
+        object: &StoredObject,
+        copies: &[Arc<dyn Sink>],
+        watch: &Watch,
+    ) -> Result<StoredReader> {
+        let copies: Arc<[Arc<dyn Sink>]> = copies.into();
+        let reader = |name: &str, size, index| -> Result<StoredReader> {
+            let key = self.dir.object(name)?;
+            Ok(StoredReader::new(
+                Arc::clone(&copies),
+                key,
+                size,
+                Arc::new(index),
+                inner.patience,
+                watch.clone(),
+            ))
+        };
+        let index = match &object.index {
+            None => BlockIndex::single(object.size, object.sha256),
+            Some(at) if at.size > INDEX_LIMIT => {
+                return Err(Error::new(ErrorKind::LimitExceeded, "read index").with("object", &at.object));
+            }
+            Some(at) => {
+                let stored = reader(&at.object, at.size, BlockIndex::single(at.size, at.sha256))?;
+                let bytes = collect(stored.spawn(std::iter::once(0..at.size).collect())).await?;
+                BlockIndex::parse(&bytes, object.size)?
+            }
+        };
+        reader(&object.object, object.size, index)
+    }
+}
+
+/// Everything a reader sends, in one piece.
+pub(super) async fn collect(mut from: tokio::sync::mpsc::Receiver<Result<Bytes>>) -> Result<Bytes> {
+    let mut all = bytes::BytesMut::new();
+    while let Some(block) = from.recv().await {
+        all.extend_from_slice(&block?);
+    }
+    Ok(all.freeze())
+}

@@ -1,0 +1,141 @@
+//! The objects a person reads when this library is not at hand: `RESTORE.txt`, `SHA256SUMS`, `decrypt.py`.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+
+use crate::layout::{DECRYPT_PY, MANIFEST, RESTORE_TXT, SHA256SUMS};
+use crate::manifest::{StoredArtifact, StoredObject};
+use crate::name::{BackupId, SetName};
+use crate::source::Recipe;
+use crate::transform::TransformSpec;
+
+/// The decoder that opens our encryption with nothing but Python and its `cryptography` package.
+const DECODER: &str = include_str!("../../assets/decrypt.py");
+
+/// What the notes are written from.
+pub(super) struct Notes<'a> {
+    pub(super) set: &'a SetName,
+    pub(super) id: BackupId,
+    pub(super) chain: &'a [TransformSpec],
+    pub(super) artifacts: &'a [StoredArtifact],
+    pub(super) details: &'a StoredObject,
+    pub(super) recipe: &'a Recipe,
+}
+
+impl Notes<'_> {
+    /// The decoder, where the chain needs it.
+    pub(super) fn decoder(&self) -> Option<(&'static str, Bytes)> {
+        self.encrypted().then(|| (DECRYPT_PY, Bytes::from_static(DECODER.as_bytes())))
+    }
+
+    /// `SHA256SUMS` over the artifacts, their indexes, the details and `also`.
+    pub(super) fn sums(&self, also: &[StoredObject]) -> (&'static str, Bytes) {
+        let mut text = String::new();
+        let objects = self.artifacts.iter().map(|a| &a.stored).chain([self.details]).chain(also);
+        for object in objects {
+            let _ = writeln!(text, "{}  {}", object.sha256, file_name(&object.object));
+            if let Some(index) = &object.index {
+                let _ = writeln!(text, "{}  {}", index.sha256, file_name(&index.object));
+            }
+        }
+        (SHA256SUMS, text.into())
+    }
+
+    /// `RESTORE.txt`.
+    pub(super) fn restore(&self) -> (&'static str, Bytes) {
+        let mut text = String::new();
+        let _ = writeln!(text, "# Backup {} of {}", self.id, self.set);
+        text.push_str(
+            "#\n# These commands restore it with standard tools alone. Run them in this directory, in this order,\n\
+             # with `set -eo pipefail` in bash, so that no failure in a pipe goes unnoticed.\n",
+        );
+        if self.encrypted() {
+            text.push_str(
+                "#\n# The data is encrypted. You need Python 3 with its `cryptography` package, and one of the keys\n\
+                 # named in keys/: set BACKUP_KEY_OPTION to `--key-file /path/to/key`, or put the passphrase in an\n\
+                 # environment variable and set BACKUP_KEY_OPTION to `--passphrase-env NAME`.\n",
+            );
+        }
+        text.push_str("\nset -eo pipefail\n");
+        text.push_str("\n# 1. Is everything here and undamaged?\nsha256sum --check SHA256SUMS\n");
+        text.push_str("\n# 2. Restore.\n");
+        for line in &self.recipe.before {
+            let _ = writeln!(text, "{line}");
+        }
+        let mut artifacts: Vec<_> = self.artifacts.iter().collect();
+        artifacts.sort_by_key(|a| a.meta.phase);
+        for artifact in artifacts {
+            let plain = format!("{}.{}", artifact.meta.name, artifact.meta.format.extension);
+            let command = self
+                .recipe
+                .commands
+                .get(artifact.meta.name.as_ref())
+                .cloned()
+                .unwrap_or_else(|| format!("cat > {}", quote(&file_name(&plain))));
+            let _ =
+                writeln!(text, "{} | {command}", self.decode(&artifact.meta.name, &artifact.stored.object));
+        }
+        for line in &self.recipe.after {
+            let _ = writeln!(text, "{line}");
+        }
+        let _ = writeln!(
+            text,
+            "\n# What the backup contains, a JSON document per line:\n# {}\n# What it is: {MANIFEST}",
+            self.decode("details", &self.details.object)
+        );
+        (RESTORE_TXT, text.into())
+    }
+
+    fn encrypted(&self) -> bool {
+        self.chain.iter().any(|spec| spec.id == "aes-256-gcm")
+    }
+
+    /// The commands that turn a stored object into its plain bytes.
+    fn decode(&self, artifact: &str, object: &str) -> String {
+        let mut line = format!("cat {}", quote(&file_name(object)));
+        for spec in self.chain.iter().rev() {
+            let _ = match spec.id.as_ref() {
+                "aes-256-gcm" => write!(
+                    line,
+                    " | python3 {DECRYPT_PY} --keys keys $BACKUP_KEY_OPTION --set {} --id {} --artifact {}",
+                    quote(self.set.as_str()),
+                    self.id,
+                    quote(artifact)
+                ),
+                "gzip" => write!(line, " | gzip -dc"),
+                "zstd" => write!(line, " | zstd -dc"),
+                "identity" => Ok(()),
+                other => write!(line, " | {}", quote(&format!("undo {other}"))),
+            };
+        }
+        line
+    }
+}
+
+/// The name of an object as it lies on a file system: the encoded key segment.
+fn file_name(object: &str) -> String {
+    crate::key::encode_segment(object.as_bytes())
+}
+
+/// Quotes a word for a POSIX shell.
+pub(crate) fn quote(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/%+=:@,".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn a_name_cannot_end_its_quotes() {
+        assert_eq!(quote("a.b-c_1"), "a.b-c_1");
+        assert_eq!(quote(""), "''");
+        assert_eq!(quote("a'; rm -rf $HOME #"), r"'a'\''; rm -rf $HOME #'");
+    }
+}

@@ -1,0 +1,241 @@
+//! The restore verb.
+
+mod plan;
+mod run;
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::Repository;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::{BackupId, SetName, SinkId};
+use crate::observer::Observer;
+use crate::proof::Proofs;
+use crate::retention::{BackupKind, BackupSummary};
+use crate::selection::Selection;
+use crate::source::Source;
+use crate::target::{RestoreReport, RestoreTarget, Undo};
+
+/// Which backup to restore; [`into`](RestoreBuilder::into) says where to.
+#[derive(Debug)]
+pub struct RestoreBuilder<'a> {
+    repository: &'a Repository,
+    set: String,
+    which: Which,
+    max_age: Option<TimeDelta>,
+}
+
+#[derive(Clone, Debug)]
+enum Which {
+    Latest,
+    Id(BackupId),
+    At(DateTime<Utc>),
+    Labelled(String, String),
+}
+
+impl<'a> RestoreBuilder<'a> {
+    pub(super) fn new(repository: &'a Repository, set: &str) -> Self {
+        Self { repository, set: set.to_owned(), which: Which::Latest, max_age: None }
+    }
+
+    /// The newest backup whose manifest can be trusted. The default.
+    pub fn latest(mut self) -> Self {
+        self.which = Which::Latest;
+        self
+    }
+
+    /// This backup.
+    pub fn id(mut self, id: BackupId) -> Self {
+        self.which = Which::Id(id);
+        self
+    }
+
+    /// The newest backup started at or before `time`.
+    pub fn at(mut self, time: DateTime<Utc>) -> Self {
+        self.which = Which::At(time);
+        self
+    }
+
+    /// The newest backup with this label.
+    pub fn labelled(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.which = Which::Labelled(name.into(), value.into());
+        self
+    }
+
+    /// Fails when the chosen backup is older than `age`: someone who can delete from a sink can hide the newest
+    /// backups, and an older one would be restored without a sign.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(TimeDelta::from_std(age).unwrap_or(TimeDelta::MAX));
+        self
+    }
+
+    /// Where to restore into.
+    pub fn into(self, target: &'a dyn RestoreTarget) -> RestoreTo<'a> {
+        RestoreTo {
+            which: self,
+            target,
+            options: Options::default(),
+            observers: Vec::new(),
+            shutdown: None,
+            safety: None,
+        }
+    }
+
+    async fn choose(&self) -> Result<BackupId> {
+        if let (Which::Id(id), None) = (&self.which, self.max_age) {
+            return Ok(*id);
+        }
+        let list = self.repository.backups(&self.set).await?;
+        let restorable = |b: &&BackupSummary| !matches!(b.kind, BackupKind::Log { .. });
+        let chosen = list.iter().filter(restorable).find(|b| match &self.which {
+            Which::Latest => true,
+            Which::Id(id) => b.id == *id,
+            Which::At(time) => b.started <= *time,
+            Which::Labelled(name, value) => b.labels.get(name) == Some(value),
+        });
+        let chosen = chosen.ok_or_else(|| match list.unreadable.first() {
+            Some(bad) => Error::new(bad.error.kind(), "choose backup")
+                .message("no backup of this set can be opened")
+                .with("set", &self.set)
+                .with("newest", format_args!("{}: {}", bad.id, bad.error.chain())),
+            None => Error::new(ErrorKind::NotFound, "choose backup")
+                .message("the set has no such backup")
+                .with("set", &self.set),
+        })?;
+        if let Some(limit) = self.max_age {
+            let age = Utc::now() - chosen.started;
+            if age > limit {
+                return Err(Error::new(ErrorKind::NotFound, "choose backup")
+                    .message("the newest fitting backup is older than allowed; look at the other sinks before using it")
+                    .with("id", chosen.id)
+                    .with("age_hours", age.num_hours()));
+            }
+        }
+        Ok(chosen.id)
+    }
+}
+
+/// How to restore.
+#[derive(Clone, Debug, Default)]
+struct Options {
+    selection: Selection,
+    only: Option<Vec<String>>,
+    replace: bool,
+    allow_partial: bool,
+    rehearse: bool,
+    from: Option<SinkId>,
+}
+
+/// A restore to be made: set options, then await.
+#[must_use = "a restore runs when it is awaited"]
+pub struct RestoreTo<'a> {
+    which: RestoreBuilder<'a>,
+    target: &'a dyn RestoreTarget,
+    options: Options,
+    observers: Vec<Arc<dyn Observer>>,
+    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    safety: Option<(String, &'a dyn Source)>,
+}
+
+/// What a restore did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RestoreOutcome {
+    /// The backup.
+    pub id: BackupId,
+    /// Its set.
+    pub set: SetName,
+    /// What the target did.
+    pub report: RestoreReport,
+    /// What the restored copy proved; equal to what the backup's manifest proves.
+    pub proofs: Proofs,
+    /// The way back, where something was replaced.
+    pub undo: Option<Box<dyn Undo>>,
+    /// The backup made of the target before it was touched, where one was asked for.
+    pub safety_backup: Option<BackupId>,
+    /// Plain bytes read.
+    pub plain_read: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl<'a> RestoreTo<'a> {
+    /// Restores only items matching one of these patterns (see [`Selection::globs`]).
+    pub fn only<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
+        self.options.only = Some(patterns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Restores only what is selected.
+    pub fn selection(mut self, selection: Selection) -> Self {
+        self.options.selection = selection;
+        self
+    }
+
+    /// Replaces what the target holds. What that means the target declares as its [`Atomicity`](crate::Atomicity).
+    pub fn replace(mut self) -> Self {
+        self.options.replace = true;
+        self
+    }
+
+    /// Accepts that a target that cannot swap is left half-restored if the restore fails. Needs
+    /// [`safety_backup`](Self::safety_backup).
+    pub fn allow_partial(mut self) -> Self {
+        self.options.allow_partial = true;
+        self
+    }
+
+    /// Backs `source`, the present state of the target, up as a backup of `set` before anything is touched.
+    pub fn safety_backup(mut self, set: &str, source: &'a dyn Source) -> Self {
+        self.safety = Some((set.to_owned(), source));
+        self
+    }
+
+    /// Restores beside the target, proves, and throws the result away.
+    pub fn rehearse(mut self) -> Self {
+        self.options.rehearse = true;
+        self
+    }
+
+    /// Reads from this sink first; the others only where it fails.
+    pub fn from(mut self, sink: &SinkId) -> Self {
+        self.options.from = Some(sink.clone());
+        self
+    }
+
+    /// Watches this run, beside the repository's observers.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes.
+    pub fn run_until(mut self, shutdown: impl Future<Output = ()> + Send + 'a) -> Self {
+        self.shutdown = Some(Box::pin(shutdown));
+        self
+    }
+}
+
+impl<'a> IntoFuture for RestoreTo<'a> {
+    type Output = Result<RestoreOutcome>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+    fn into_future(self) -> Self::IntoFuture {
+        self.run().boxed()
+    }
+}
+
+impl std::fmt::Debug for RestoreTo<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreTo")
+            .field("which", &self.which)
+            .field("target", &self.target)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,236 @@
+//! Running a restore: stage, prove, commit; or leave everything as it was.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+
+use super::super::Inner;
+use super::super::catalog::Catalog;
+use super::super::contents::Contents;
+use super::plan::{Parts, Planned};
+use super::{Options, RestoreBuilder, RestoreOutcome, RestoreTo};
+use crate::engine::progress::Watch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::{BackupId, SetName};
+use crate::observer::Event;
+use crate::proof::Proofs;
+use crate::reader::ArtifactReader;
+use crate::selection::Selection;
+use crate::source::Source;
+use crate::target::{Atomicity, PlannedArtifact, Restore, RestoreTarget};
+
+/// A restore without what only starts and stops it.
+struct Job<'a> {
+    which: RestoreBuilder<'a>,
+    target: &'a dyn RestoreTarget,
+    options: Options,
+    safety: Option<(String, &'a dyn Source)>,
+}
+
+impl RestoreTo<'_> {
+    pub(super) async fn run(self) -> Result<RestoreOutcome> {
+        let Self { which, target, options, mut observers, shutdown, safety } = self;
+        let job = Job { which, target, options, safety };
+        let inner = &job.which.repository.0;
+        let set = SetName::parse(job.which.set.clone())?;
+        observers.splice(0..0, inner.observers.iter().cloned());
+        let watch = Watch::new(observers);
+        let id = job.which.choose().await?;
+        watch.event(&Event::Started { verb: "restore", set: &set, id });
+        let work = job.restore(inner, &set, id, &watch);
+        let result = match shutdown {
+            None => work.await,
+            // Dropping the work drops the target's restore, which leaves the target as it was.
+            Some(shutdown) => tokio::select! {
+                biased;
+                () = shutdown => Err(Error::cancelled("restore")),
+                result = work => result,
+            },
+        };
+        let error = result.as_ref().err();
+        watch.event(&Event::Finished { verb: "restore", set: &set, id, error, elapsed: watch.elapsed() });
+        result.map_err(|e| e.with("backup", format_args!("{set}/{id}")))
+    }
+}
+
+impl Job<'_> {
+    async fn restore(
+        &self,
+        inner: &Inner,
+        set: &SetName,
+        id: BackupId,
+        watch: &Watch,
+    ) -> Result<RestoreOutcome> {
+        let catalog = inner.catalog_watched(set.clone(), watch.clone());
+        let selection = match &self.options.only {
+            Some(only) => Selection::globs(only)?,
+            None => self.options.selection.clone(),
+        };
+        let contents = Contents::of(inner, catalog.open(id).await?, watch).await?;
+        let planned = Planned::make(inner, &catalog, contents, &self.options, selection).await?;
+        for artifact in &planned.plan.artifacts {
+            if !self.target.accepts(&artifact.meta.format) {
+                return Err(Error::new(ErrorKind::Unsupported, "plan restore")
+                    .message(
+                        "the target cannot take this format; choose the target that fits what was backed up",
+                    )
+                    .with("artifact", &artifact.meta.name)
+                    .with("format", &artifact.meta.format.name)
+                    .with("made_by", &planned.plan.source_kind));
+            }
+        }
+        planned.preflight(inner, &catalog).await?;
+        let safety_backup = self.safety().await?;
+
+        let restore = self.target.begin(&planned.plan).await?;
+        let staged = stage(inner, &catalog, &planned, restore.as_ref(), watch).await;
+        let (proofs, plain_read) = match staged {
+            Ok(staged) => staged,
+            Err(error) => {
+                // The error that stopped the restore is the one to report; an abort that fails adds to it.
+                return Err(match restore.abort().await {
+                    Ok(()) => error,
+                    Err(abort) => error.with("and_cleaning_up_failed", abort.chain()),
+                });
+            }
+        };
+        let (report, undo) = if self.options.rehearse {
+            restore.abort().await?;
+            (crate::target::RestoreReport::default(), None)
+        } else {
+            restore.commit().await?
+        };
+        for warning in &report.warnings {
+            watch.event(&Event::Warning(warning));
+        }
+        Ok(RestoreOutcome {
+            id,
+            set: set.clone(),
+            report,
+            proofs,
+            undo,
+            safety_backup,
+            plain_read,
+            elapsed: watch.elapsed(),
+        })
+    }
+
+    /// Backs the target's present state up, where that is asked for, and insists on it where it is needed.
+    async fn safety(&self) -> Result<Option<BackupId>> {
+        let in_place =
+            self.options.replace && self.target.atomicity() == Atomicity::None && !self.options.rehearse;
+        if in_place && !(self.options.allow_partial && self.safety.is_some()) {
+            return Err(Error::invalid(
+                "plan restore",
+                "this target can only be replaced in place, and a failure would leave it half-restored; \
+                 accept that with `allow_partial()` and name a `safety_backup()`, or restore into an empty target",
+            ));
+        }
+        match &self.safety {
+            None => Ok(None),
+            Some((set, source)) => {
+                let done = self
+                    .which
+                    .repository
+                    .backup(set, *source)
+                    .label("reason", "before restore")
+                    .await
+                    .map_err(|e| Error::new(e.kind(), "make safety backup").caused_by(e))?;
+                Ok(Some(done.id))
+            }
+        }
+    }
+}
+
+/// Streams everything the target needs, phase by phase, and compares what it proves. Returns the proofs and the
+/// plain bytes read.
+async fn stage(
+    inner: &Inner,
+    catalog: &Catalog<'_>,
+    planned: &Planned,
+    restore: &dyn Restore,
+    watch: &Watch,
+) -> Result<(Proofs, u64)> {
+    let parts = planned.parts(restore).await?;
+    let mut phases: BTreeMap<u32, Vec<&PlannedArtifact>> = BTreeMap::new();
+    let mut total = 0;
+    for artifact in &planned.plan.artifacts {
+        if let Some(ranges) = parts.get(&(artifact.origin, artifact.meta.name.to_string())) {
+            total += match ranges {
+                None => artifact.plain_size,
+                Some(ranges) => ranges.iter().map(|r| r.end - r.start).sum(),
+            };
+            phases.entry(artifact.meta.phase).or_default().push(artifact);
+        }
+    }
+    watch.expect(Some(total));
+    for artifacts in phases.into_values() {
+        let mut waiting = artifacts.into_iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            let room = restore.max_open().max(1).saturating_sub(running.len());
+            let more = waiting.by_ref().take(room);
+            running.extend(more.map(|a| one(inner, catalog, planned, restore, a, &parts, watch).boxed()));
+            match running.next().await {
+                Some(result) => result?,
+                None => break,
+            }
+        }
+    }
+    let proofs = restore.prove().await?;
+    compare(&planned.plan.proofs, &proofs)?;
+    Ok((proofs, total))
+}
+
+async fn one(
+    inner: &Inner,
+    catalog: &Catalog<'_>,
+    planned: &Planned,
+    restore: &dyn Restore,
+    artifact: &PlannedArtifact,
+    parts: &Parts,
+    watch: &Watch,
+) -> Result<()> {
+    let (backup, stored) = planned.stored(artifact)?;
+    let sha256 = backup.head.artifacts.get(artifact.meta.name.as_ref()).map(|a| a.sha256);
+    let reader = inner
+        .plain_reader(
+            &backup.opened,
+            &artifact.meta.name,
+            &stored.stored,
+            sha256,
+            &planned.copies(backup),
+            &catalog.watch,
+        )
+        .await?;
+    let ranges = parts.get(&(artifact.origin, artifact.meta.name.to_string())).cloned().flatten();
+    watch.event(&Event::ArtifactStarted { artifact: &artifact.meta.name });
+    let (plain, size) = (reader.plain_size, stored.stored.size);
+    let reader = ArtifactReader::new(artifact.meta.clone(), plain, ranges, Arc::new(reader));
+    restore.artifact(reader).await.map_err(|e| e.with("artifact", &artifact.meta.name))?;
+    watch.event(&Event::ArtifactFinished { artifact: &artifact.meta.name, plain, stored: size });
+    Ok(())
+}
+
+/// Insists that what was staged is what was backed up.
+fn compare(expected: &Proofs, actual: &Proofs) -> Result<()> {
+    let names: std::collections::BTreeSet<_> = expected.keys().chain(actual.keys()).collect();
+    let differing: Vec<String> = names
+        .into_iter()
+        .filter(|name| expected.get(*name) != actual.get(*name))
+        .map(|name| {
+            let count = |proofs: &Proofs| proofs.get(name).map_or(0, |p| p.count);
+            format!("{name} ({} items expected, {} found)", count(expected), count(actual))
+        })
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let shown = differing.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
+    Err(Error::new(ErrorKind::ProofMismatch, "prove restored copy")
+        .message("the restored copy is not what was backed up; nothing was put in place")
+        .with("differing", shown)
+        .with("count", differing.len()))
+}

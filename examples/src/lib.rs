@@ -1,0 +1,3 @@
+//! Small complete programs built from `backup-core` and its adapters: see `src/bin`.
+//!
+//! * `quickstart`: a tree, two encrypted copies, one of them damaged, and everything back.
