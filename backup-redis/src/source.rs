@@ -270,24 +270,19 @@ fn tallied(bytes: ByteStream, tally: Slot<Tally>) -> ByteStream {
     struct State {
         bytes: ByteStream,
         feed: Feed<Tally>,
-        passed: u64,
         tally: Slot<Tally>,
     }
-    let state = State { bytes, feed: Feed::start(RdbReader::new(), Tally::new()), passed: 0, tally };
+    let state = State { bytes, feed: Feed::start(RdbReader::new(), Tally::new()), tally };
     futures::stream::unfold(Some(state), |state| async {
         let mut state = state?;
         match state.bytes.next().await {
             Some(Ok(chunk)) => match state.feed.push(chunk.clone()).await {
-                Ok(()) => {
-                    state.passed += chunk.len() as u64;
-                    Some((Ok(chunk), Some(state)))
-                }
+                Ok(()) => Some((Ok(chunk), Some(state))),
                 Err(e) => Some((Err(e), None)),
             },
             Some(Err(e)) => Some((Err(e), None)),
             None => match state.feed.finish().await {
-                Ok(mut tally) => {
-                    tally.bytes = state.passed;
+                Ok(tally) => {
                     state.tally.put(tally);
                     None
                 }

@@ -13,8 +13,6 @@ pub(crate) struct Tally {
     pub(crate) statistics: Statistics,
     pub(crate) prover: Prover,
     pub(crate) version: (Dialect, u32),
-    /// Bytes of the RDB.
-    pub(crate) bytes: u64,
 }
 
 impl Tally {
@@ -23,7 +21,6 @@ impl Tally {
             statistics: Statistics::new(Utc::now()),
             prover: Prover::new(),
             version: (Dialect::Redis, 0),
-            bytes: 0,
         }
     }
 
@@ -44,9 +41,9 @@ impl Tally {
             kind: ItemKind::Keyspace,
             origin: None,
             artifact: Cow::Owned(artifact.to_owned()),
-            // Keys of all kinds are interleaved: each item is spread over the whole artifact.
+            // Keys of all kinds are interleaved: an item has no range of its own, the target reads the whole.
             offset: 0,
-            length: self.bytes,
+            length: 0,
             size,
             sha256: None,
             proof: Some(proof),

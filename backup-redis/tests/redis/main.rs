@@ -1,0 +1,5 @@
+//! Behaviour of the crate against real servers.
+
+mod backup;
+mod data;
+mod support;
