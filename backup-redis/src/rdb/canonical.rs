@@ -8,7 +8,7 @@
 //! * a string: its bytes. A list: its items, in order;
 //! * a set, hash or sorted set: the number of members (8 bytes) and the sum (32 bytes) of the [`Proof`] of its
 //!   members, whatever their order. The fields of a member are: the member; or the member and its score (8 bytes, the
-//!   bits of the double); or the field, its value and, if it expires, the time (8 bytes);
+//!   bits of the double, never those of negative zero); or the field, its value and, if it expires, the time (8 bytes);
 //! * a stream: for each entry its id (16 bytes) and number of pairs (8 bytes), and fields and values; then its last
 //!   id; for each group name, last id, pending entries (id, time, count), consumers (name) and the ids each owns.
 //!   What newer servers add by guessing when they load an older stream is left out: entries added, entries read,
@@ -249,7 +249,8 @@ impl Parts for Canonical {
                 _ => self.item.piece(bytes),
             },
             Part::End | Part::Module(_) => {}
-            Part::Score(score) => self.member.field(&score.to_bits().to_le_bytes()),
+            // A packed sorted set forgets the sign of zero: adding zero does too.
+            Part::Score(score) => self.member.field(&(score + 0.0).to_bits().to_le_bytes()),
             Part::Expiry(at) => {
                 self.changes_at = Some(self.changes_at.map_or(at, |first| first.min(at)));
                 self.member.field(&at.to_le_bytes());
