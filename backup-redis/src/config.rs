@@ -97,7 +97,9 @@ impl RedisConfig {
             _ => return Err(wrong("the scheme must be redis, rediss, redis+sentinel or rediss+sentinel")),
         };
         if rest.contains(['?', '#']) {
-            return Err(wrong("options belong into the configuration, not into the URL; %-encode `?` and `#`"));
+            return Err(wrong(
+                "options belong into the configuration, not into the URL; %-encode `?` and `#`",
+            ));
         }
         let (login, rest) = match rest.rsplit_once('@') {
             None => (None, rest),
@@ -197,16 +199,14 @@ impl Login {
     fn parse(text: &str) -> Result<Self> {
         let (user, password) = text.split_once(':').unwrap_or((text, ""));
         let user = decode(user)?;
-        Ok(Self {
-            user: (!user.is_empty()).then_some(user),
-            password: Zeroizing::new(decode(password)?),
-        })
+        Ok(Self { user: (!user.is_empty()).then_some(user), password: Zeroizing::new(decode(password)?) })
     }
 }
 
 /// Undoes %-encoding.
 fn decode(text: &str) -> Result<String> {
-    let wrong = || Error::invalid("read Redis URL", "a `%` in user, password or name is not followed by two digits");
+    let wrong =
+        || Error::invalid("read Redis URL", "a `%` in user, password or name is not followed by two digits");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((plain, escaped)) = rest.split_once('%') {

@@ -81,6 +81,25 @@ impl Connection {
         }
     }
 
+    /// One connection to read from and one to write to.
+    pub(crate) fn split(self) -> (Self, Self) {
+        let (read, write) = tokio::io::split(self.wire);
+        (
+            Self {
+                wire: Box::new(tokio::io::join(read, tokio::io::sink())),
+                input: self.input,
+                address: self.address.clone(),
+                stall: self.stall,
+            },
+            Self {
+                wire: Box::new(tokio::io::join(tokio::io::empty(), write)),
+                input: BytesMut::new(),
+                address: self.address,
+                stall: self.stall,
+            },
+        )
+    }
+
     /// Sends a command and waits for its reply, which may be an error reply.
     pub(crate) async fn command<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> Result<Reply> {
         let mut out = Vec::new();
@@ -186,7 +205,9 @@ async fn encrypt(tcp: TcpStream, tls: &Tls, address: &Address) -> Result<impl Wi
             for authority in CertificateDer::pem_slice_iter(pem) {
                 let authority =
                     authority.map_err(|e| wrong("the authorities' PEM cannot be read").caused_by(e))?;
-                roots.add(authority).map_err(|e| wrong("an authority's certificate is wrong").caused_by(e))?;
+                roots
+                    .add(authority)
+                    .map_err(|e| wrong("an authority's certificate is wrong").caused_by(e))?;
             }
         }
         // Certificates of the system that cannot be read are not trusted; the rest is.
@@ -216,7 +237,8 @@ async fn encrypt(tcp: TcpStream, tls: &Tls, address: &Address) -> Result<impl Wi
         }
     };
     let name = tls.server_name.clone().unwrap_or_else(|| address.host.clone());
-    let name = ServerName::try_from(name).map_err(|e| wrong("the server's name is not a name").caused_by(e))?;
+    let name =
+        ServerName::try_from(name).map_err(|e| wrong("the server's name is not a name").caused_by(e))?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| {
         let refused = e.get_ref().is_some_and(|e| e.is::<tokio_rustls::rustls::Error>());
         if refused {

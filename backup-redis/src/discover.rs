@@ -68,7 +68,9 @@ async fn hello(connection: &mut Connection) -> Result<Server> {
     let reply = connection.command(&["HELLO", "2"]).await?;
     if let Reply::Error(error) = reply {
         if !error.is_unknown_command() {
-            return Err(error.into_error("greet Redis", ErrorKind::Unavailable).with("server", &connection.address));
+            return Err(error
+                .into_error("greet Redis", ErrorKind::Unavailable)
+                .with("server", &connection.address));
         }
         connection.call("greet Redis", &["PING"]).await?;
         return Ok(Server { name: "redis".to_owned(), ..Server::default() });

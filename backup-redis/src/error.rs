@@ -16,21 +16,28 @@ impl ServerError {
     /// What it means, and what to do; `other` is the kind of an error without a meaning of its own.
     fn meaning(&self, other: ErrorKind) -> (ErrorKind, &'static str) {
         match self.code() {
-            "NOAUTH" => {
-                (ErrorKind::PermissionDenied, "the server wants a password: put user and password into the URL")
-            }
+            "NOAUTH" => (
+                ErrorKind::PermissionDenied,
+                "the server wants a password: put user and password into the URL",
+            ),
             "WRONGPASS" => (ErrorKind::PermissionDenied, "the server refused user or password"),
             "NOPERM" => (ErrorKind::PermissionDenied, "the server's ACL does not let this user do that"),
-            "DENIED" => (ErrorKind::PermissionDenied, "the server is in protected mode: set a password there"),
+            "DENIED" => {
+                (ErrorKind::PermissionDenied, "the server is in protected mode: set a password there")
+            }
             "LOADING" => (ErrorKind::Unavailable, "the server is loading its data: try again when it has"),
             "MASTERDOWN" | "NOMASTERLINK" => {
                 (ErrorKind::Unavailable, "this replica has no link to its primary: use another node or wait")
             }
-            "CLUSTERDOWN" | "TRYAGAIN" => (ErrorKind::Unavailable, "the cluster is not complete now: try again"),
+            "CLUSTERDOWN" | "TRYAGAIN" => {
+                (ErrorKind::Unavailable, "the cluster is not complete now: try again")
+            }
             "BUSY" => (ErrorKind::Unavailable, "the server is busy with a script: try again later"),
             "OOM" => (ErrorKind::StorageFull, "the server has reached its `maxmemory`"),
             "READONLY" => (ErrorKind::ReadOnly, "this is a replica: name its primary"),
-            "MISCONF" => (ErrorKind::ReadOnly, "the server takes no writes because it cannot save to its disk"),
+            "MISCONF" => {
+                (ErrorKind::ReadOnly, "the server takes no writes because it cannot save to its disk")
+            }
             "ERR" if self.is_password() => {
                 (ErrorKind::PermissionDenied, "the server refused user or password")
             }

@@ -11,7 +11,9 @@ mod resp;
 mod scan;
 mod source;
 mod tally;
+mod target;
 mod transfer;
 
 pub use config::RedisConfig;
 pub use source::{RDB, RedisRdb};
+pub use target::{OnConflict, RedisRestore};

@@ -40,6 +40,7 @@ mod reader;
 mod stats;
 mod stream;
 mod string;
+pub(crate) mod transcode;
 mod value;
 mod visit;
 mod walk;

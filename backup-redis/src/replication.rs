@@ -63,7 +63,9 @@ impl Framing {
                 let (id, offset) = text
                     .split_once(' ')
                     .and_then(|(id, offset)| Some((id, offset.parse().ok()?)))
-                    .ok_or_else(|| protocol("start replication", "the server's answer to PSYNC cannot be read"))?;
+                    .ok_or_else(|| {
+                        protocol("start replication", "the server's answer to PSYNC cannot be read")
+                    })?;
                 self.state = State::Preamble;
                 Ok(Some(Event::Agreed { id: id.to_owned(), offset }))
             }
@@ -118,7 +120,9 @@ impl Framing {
     pub(crate) fn closed(&self) -> Error {
         let message = match self.state {
             State::Answer | State::Preamble => "the server closed the connection before it sent an RDB",
-            _ => "the server closed the connection in the middle of the RDB: it stopped, or the reader was too slow",
+            _ => {
+                "the server closed the connection in the middle of the RDB: it stopped, or the reader was too slow"
+            }
         };
         Error::new(ErrorKind::Unavailable, "read replication stream").message(message)
     }
@@ -130,7 +134,10 @@ fn line(input: &mut BytesMut) -> Result<Option<String>> {
     let _ = input.split_to(bare);
     let Some(end) = input.iter().take(LINE).position(|&b| b == b'\n') else {
         if input.len() >= LINE {
-            return Err(protocol("start replication", "the server's answer is not of the replication protocol"));
+            return Err(protocol(
+                "start replication",
+                "the server's answer is not of the replication protocol",
+            ));
         }
         return Ok(None);
     };
@@ -142,7 +149,10 @@ fn line(input: &mut BytesMut) -> Result<Option<String>> {
 fn refusal(line: &str) -> Error {
     match line.strip_prefix('-') {
         Some(text) => ServerError(text.to_owned()).into_error("start replication", ErrorKind::SourceFailed),
-        None => protocol("start replication", "the server answered something that is not of the replication protocol"),
+        None => protocol(
+            "start replication",
+            "the server answered something that is not of the replication protocol",
+        ),
     }
 }
 
@@ -169,7 +179,14 @@ mod tests {
 
     fn marked(rdb: &[u8]) -> Vec<u8> {
         let mark = b"0123456789abcdef0123456789abcdef01234567";
-        [b"\n\n+FULLRESYNC 8de1787ba490483314a4d30f1c628bc5025eb761 42\r\n\n$EOF:", &mark[..], b"\r\n", rdb, mark].concat()
+        [
+            b"\n\n+FULLRESYNC 8de1787ba490483314a4d30f1c628bc5025eb761 42\r\n\n$EOF:",
+            &mark[..],
+            b"\r\n",
+            rdb,
+            mark,
+        ]
+        .concat()
     }
 
     proptest! {

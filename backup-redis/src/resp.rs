@@ -129,9 +129,7 @@ fn value(input: &[u8], at: &mut usize, depth: usize) -> Result<std::result::Resu
     };
     let wrong = || protocol("read reply", "the server's reply is not of its protocol");
     let (&sign, text) = line.split_first().ok_or_else(wrong)?;
-    let number = || {
-        std::str::from_utf8(text).ok().and_then(|t| t.parse::<i64>().ok()).ok_or_else(wrong)
-    };
+    let number = || std::str::from_utf8(text).ok().and_then(|t| t.parse::<i64>().ok()).ok_or_else(wrong);
     Ok(Ok(match sign {
         b'+' => Reply::Status(String::from_utf8_lossy(text).into_owned()),
         b'-' => Reply::Error(ServerError(String::from_utf8_lossy(text).into_owned())),

@@ -34,15 +34,7 @@ pub(crate) async fn bytes(
 ) -> Result<ByteStream> {
     let databases = databases(&mut connection, server).await?;
     let (chunks, passed) = channel(4);
-    let mut scan = Scan {
-        connection,
-        chunks: chunks.clone(),
-        writer: None,
-        seen: HashSet::new(),
-        hashers: (RandomState::new(), RandomState::new()),
-        exact_expiry: true,
-        server: server.clone(),
-    };
+    let mut scan = Scan::new(connection, server, chunks.clone());
     tokio::spawn(async move {
         let done = tokio::select! {
             biased;
@@ -83,8 +75,9 @@ async fn databases(connection: &mut Connection, server: &Server) -> Result<Vec<u
     Ok(found)
 }
 
-struct Scan {
-    connection: Connection,
+/// Reads keys and writes them as an RDB into a channel.
+pub(crate) struct Scan {
+    pub(crate) connection: Connection,
     chunks: Sender<Result<Bytes>>,
     writer: Option<RdbWriter>,
     /// Keys written: `SCAN` may give one twice, and a server refuses an RDB with a key in it twice.
@@ -96,6 +89,18 @@ struct Scan {
 }
 
 impl Scan {
+    pub(crate) fn new(connection: Connection, server: &Server, chunks: Sender<Result<Bytes>>) -> Self {
+        Self {
+            connection,
+            chunks,
+            writer: None,
+            seen: HashSet::new(),
+            hashers: (RandomState::new(), RandomState::new()),
+            exact_expiry: true,
+            server: server.clone(),
+        }
+    }
+
     async fn run(&mut self, databases: Vec<u64>) -> Result<()> {
         for db in databases {
             self.connection.call(SCAN_KEYS, &["SELECT", &db.to_string()]).await?;
@@ -115,7 +120,9 @@ impl Scan {
                         Reply::Bulk(key) => Some(key.clone()),
                         _ => None,
                     })
-                    .filter(|key| self.seen.insert((self.hashers.0.hash_one(key), self.hashers.1.hash_one(key))))
+                    .filter(|key| {
+                        self.seen.insert((self.hashers.0.hash_one(key), self.hashers.1.hash_one(key)))
+                    })
                     .collect();
                 self.dump(db, &keys).await?;
                 if next == "0" {
@@ -125,6 +132,11 @@ impl Scan {
             }
         }
         self.functions().await?;
+        self.finish().await
+    }
+
+    /// Ends the RDB.
+    pub(crate) async fn finish(&mut self) -> Result<()> {
         let last = self.writer(None).finish();
         self.pass(last).await
     }
@@ -147,7 +159,7 @@ impl Scan {
     }
 
     /// Reads and writes these keys; those that are gone by now are left out.
-    async fn dump(&mut self, db: u64, keys: &[Bytes]) -> Result<()> {
+    pub(crate) async fn dump(&mut self, db: u64, keys: &[Bytes]) -> Result<()> {
         let mut out = Vec::new();
         let expiry = if self.exact_expiry { &b"PEXPIRETIME"[..] } else { b"PTTL" };
         for key in keys {
@@ -282,5 +294,12 @@ impl Scan {
             }
         }
         Ok(())
+    }
+}
+
+impl Scan {
+    /// The connection, to go on with.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
     }
 }

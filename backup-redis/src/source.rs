@@ -101,7 +101,12 @@ impl Source for RedisRdb {
             let state = info(&mut connection, "everything").await?;
             let is = |name: &str, value: &str| state.get(name).is_some_and(|v| v == value);
             if is("loading", "1") {
-                report.findings.push(finding(true, "loading", &node, "the server is loading its data: wait until it has"));
+                report.findings.push(finding(
+                    true,
+                    "loading",
+                    &node,
+                    "the server is loading its data: wait until it has",
+                ));
             }
             if is("role", "slave") && is("master_link_status", "down") {
                 report.findings.push(finding(

@@ -17,11 +17,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn new() -> Self {
-        Self {
-            statistics: Statistics::new(Utc::now()),
-            prover: Prover::new(),
-            version: (Dialect::Redis, 0),
-        }
+        Self { statistics: Statistics::new(Utc::now()), prover: Prover::new(), version: (Dialect::Redis, 0) }
     }
 
     /// When the server took the snapshot.
@@ -57,7 +53,8 @@ impl Tally {
             };
             let keys = proof.count;
             // Bytes are counted by kind: those of the keys that expire are among them.
-            let size = if class == Class::Lasting { counts.get(&(db, kind)).map_or(0, |c| c.bytes) } else { 0 };
+            let size =
+                if class == Class::Lasting { counts.get(&(db, kind)).map_or(0, |c| c.bytes) } else { 0 };
             let mut item = item(path, ItemProof { of: class.name().into(), proof }, size);
             item.attributes.insert("keys".to_owned(), keys.into());
             report.items.push(&item)?;
@@ -88,7 +85,9 @@ impl Tally {
         );
         details.insert(
             "aux".to_owned(),
-            Value::Object(self.statistics.aux_fields().iter().map(|(k, v)| (k.clone(), v.clone().into())).collect()),
+            Value::Object(
+                self.statistics.aux_fields().iter().map(|(k, v)| (k.clone(), v.clone().into())).collect(),
+            ),
         );
         report.artifacts.insert(artifact.to_owned(), details);
         self.warn(artifact, report);

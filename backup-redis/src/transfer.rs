@@ -44,8 +44,13 @@ impl Transfer {
         let mut out = Vec::new();
         resp::command(&mut out, &["PSYNC", "?", "-1"]);
         connection.send(&out).await?;
-        let mut transfer =
-            Self { connection, framing: Framing::new(), cancelled, length: None, position: (String::new(), -1) };
+        let mut transfer = Self {
+            connection,
+            framing: Framing::new(),
+            cancelled,
+            length: None,
+            position: (String::new(), -1),
+        };
         loop {
             match transfer.framing.next(&mut transfer.connection.input).map_err(|e| transfer.at(e))? {
                 Some(Event::Agreed { id, offset }) => transfer.position = (id, offset),

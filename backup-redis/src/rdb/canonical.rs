@@ -20,6 +20,7 @@ use backup_core::{Digest, Hasher, Proof};
 use super::decode::{Decoder, Part, Parts};
 use super::encoding::{Encoding, Kind};
 use super::error::RdbError;
+use super::proof::Class;
 use super::stream::StreamId;
 use super::string::StoredString;
 use super::visit::Record;
@@ -39,6 +40,20 @@ pub(crate) struct Hashed {
     /// The value holds a packed collection too long to unpack, and was hashed as its raw bytes. Another server
     /// may store it differently.
     pub(crate) opaque: bool,
+}
+
+impl Hashed {
+    /// Which proof it adds to.
+    #[inline]
+    pub(crate) fn class(&self) -> Class {
+        if self.opaque {
+            Class::Opaque
+        } else if self.changes_at.is_some() {
+            Class::Expiring
+        } else {
+            Class::Lasting
+        }
+    }
 }
 
 /// Fields of an item, hashed.
@@ -300,7 +315,6 @@ pub(crate) struct LargeKey {
     head: Fields,
     changes_at: Option<i64>,
     offset: u64,
-    name: Vec<u8>,
     opaque_elsewhere: bool,
 }
 
@@ -321,14 +335,8 @@ impl LargeKey {
             head: canonical.item.clone(),
             changes_at: record.expires_at,
             offset: record.offset,
-            name: record.key.to_vec().map_err(|e| e.shifted(record.offset))?,
             opaque_elsewhere: false,
         })
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &[u8] {
-        &self.name
     }
 
     /// Counts it as opaque even where it can be decoded.

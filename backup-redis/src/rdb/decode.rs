@@ -59,6 +59,8 @@ pub(crate) trait Parts {
 pub(crate) struct Decoder {
     walker: Walker,
     state: State,
+    /// A header cut by the end of a chunk.
+    carry: Vec<u8>,
 }
 
 impl Default for Decoder {
@@ -69,7 +71,7 @@ impl Default for Decoder {
 
 impl Decoder {
     pub(crate) fn new(encoding: Encoding) -> Self {
-        Self { walker: Walker::new(encoding), state: State::new(encoding) }
+        Self { walker: Walker::new(encoding), state: State::new(encoding), carry: Vec::new() }
     }
 
     /// Begins another value, with the memory of the one before.
@@ -85,6 +87,21 @@ impl Decoder {
         if used != raw.len() {
             return Err(RdbError::malformed("a value's bytes do not end where its layout does"));
         }
+        self.state.done = done;
+        Ok(())
+    }
+
+    /// Takes raw bytes cut anywhere.
+    pub(crate) fn push_cut<P: Parts>(&mut self, chunk: &[u8], parts: &mut P) -> Result<(), RdbError> {
+        let mut joined = std::mem::take(&mut self.carry);
+        let input = if joined.is_empty() {
+            chunk
+        } else {
+            joined.extend_from_slice(chunk);
+            &joined
+        };
+        let (used, done) = self.walker.walk(input, &mut With { state: &mut self.state, parts })?;
+        self.carry = input.get(used..).unwrap_or_default().to_vec();
         self.state.done = done;
         Ok(())
     }
@@ -471,7 +488,11 @@ impl<P: Parts> With<'_, P> {
 }
 
 fn even(entries: usize, group: usize) -> Result<(), RdbError> {
-    if entries.is_multiple_of(group) { Ok(()) } else { Err(RdbError::malformed("a packed collection lacks a value")) }
+    if entries.is_multiple_of(group) {
+        Ok(())
+    } else {
+        Err(RdbError::malformed("a packed collection lacks a value"))
+    }
 }
 
 fn too_long() -> RdbError {

@@ -63,7 +63,9 @@ impl RdbError {
     /// Adds `base` to the offset, where there is one.
     pub(crate) fn shifted(mut self, base: u64) -> Self {
         match &mut self {
-            Self::Malformed { offset, .. } | Self::UnknownType { offset, .. } | Self::TooLong { offset, .. } => {
+            Self::Malformed { offset, .. }
+            | Self::UnknownType { offset, .. }
+            | Self::TooLong { offset, .. } => {
                 *offset = offset.saturating_add(base);
             }
             _ => {}

@@ -17,13 +17,11 @@ pub(crate) fn length(input: &[u8]) -> Result<Option<(Length, usize)>, RdbError> 
     let Some((&first, rest)) = input.split_first() else { return Ok(None) };
     match first >> 6 {
         0 => Ok(Some((Length::Plain(u64::from(first & 0x3f)), 1))),
-        1 => Ok(rest.first().map(|&low| {
-            (Length::Plain((u64::from(first & 0x3f) << 8) | u64::from(low)), 2)
-        })),
+        1 => Ok(rest.first().map(|&low| (Length::Plain((u64::from(first & 0x3f) << 8) | u64::from(low)), 2))),
         2 => match first {
-            0x80 => Ok(rest
-                .first_chunk::<4>()
-                .map(|b| (Length::Plain(u64::from(u32::from_be_bytes(*b))), 5))),
+            0x80 => {
+                Ok(rest.first_chunk::<4>().map(|b| (Length::Plain(u64::from(u32::from_be_bytes(*b))), 5)))
+            }
             0x81 => Ok(rest.first_chunk::<8>().map(|b| (Length::Plain(u64::from_be_bytes(*b)), 9))),
             _ => Err(RdbError::malformed("a length begins with an unknown byte")),
         },

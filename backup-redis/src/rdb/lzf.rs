@@ -130,7 +130,11 @@ impl LzfStream {
 
     /// The string is complete.
     pub(crate) fn finish(&self) -> Result<(), RdbError> {
-        if self.made == self.plain && self.literal == 0 && self.partial.is_empty() { Ok(()) } else { Err(DAMAGED) }
+        if self.made == self.plain && self.literal == 0 && self.partial.is_empty() {
+            Ok(())
+        } else {
+            Err(DAMAGED)
+        }
     }
 
     fn count(&mut self, made: usize) -> Result<(), RdbError> {
@@ -241,12 +245,13 @@ mod tests {
         let mut stream = LzfStream::new(plain as u64);
         let mut made = 0;
         for piece in packed.chunks(4096) {
-            stream.push(piece, &mut |bytes| {
-                assert!(bytes.len() <= WINDOW + 264 && bytes.iter().all(|&b| b == b'x'));
-                made += bytes.len();
-                Ok(())
-            })
-            .unwrap();
+            stream
+                .push(piece, &mut |bytes| {
+                    assert!(bytes.len() <= WINDOW + 264 && bytes.iter().all(|&b| b == b'x'));
+                    made += bytes.len();
+                    Ok(())
+                })
+                .unwrap();
         }
         stream.finish().unwrap();
         assert_eq!(made, plain);

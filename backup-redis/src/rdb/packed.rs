@@ -48,7 +48,10 @@ impl<'a> Entry<'a> {
     }
 
     /// The score meant, if it is one.
-    #[expect(clippy::cast_precision_loss, reason = "the servers store a score as integer only where it is exact")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the servers store a score as integer only where it is exact"
+    )]
     pub(crate) fn score(&self) -> Option<f64> {
         match *self {
             Self::Int(n) => Some(n as f64),

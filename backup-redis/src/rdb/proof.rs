@@ -46,72 +46,42 @@ impl Class {
 /// Proofs of one database.
 type PerDb = [[Proof; Class::ALL.len()]; Kind::ALL.len()];
 
-/// Computes the proof of an RDB while a reader reads it. Equal content gives equal proofs, whichever server, version
-/// and encoding stored it; `docs/format.md` and the module's source say what is hashed.
-#[derive(Default)]
-pub struct Prover {
-    canonical: Canonical,
-    large: Option<(LargeKey, u64, Kind)>,
+/// Sums of hashed keys, by database, kind and class.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sums {
     done: BTreeMap<u64, PerDb>,
+    /// The database added to last: nearly always the next one too.
     current: (u64, PerDb),
-    functions: Proof,
-    /// Where a database is to be counted, if not as itself; databases not named are then not counted.
-    as_db: Option<BTreeMap<u64, u64>>,
-    /// Keys to be counted as opaque, whatever their encoding here.
-    opaque_names: BTreeSet<(u64, Vec<u8>)>,
     changes: Changes,
 }
 
-impl std::fmt::Debug for Prover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prover").field("proofs", &self.proofs()).finish_non_exhaustive()
-    }
-}
-
-impl Prover {
-    /// Nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Counts only the databases named, each as the one it is mapped to.
-    pub(crate) fn mapped(mut self, databases: BTreeMap<u64, u64>) -> Self {
-        self.as_db = Some(databases);
-        self
-    }
-
-    /// Counts these keys (of the mapped databases) as opaque.
-    pub(crate) fn with_opaque(mut self, names: BTreeSet<(u64, Vec<u8>)>) -> Self {
-        self.opaque_names = names;
-        self
-    }
-
-    /// Names of the keys met so far that are opaque.
-    pub(crate) fn opaque_names(&self) -> &BTreeSet<(u64, Vec<u8>)> {
-        &self.opaque_names
-    }
-
-    /// What expires when.
-    pub(crate) fn changes(&self) -> &Changes {
-        &self.changes
-    }
-
-    /// The proofs by name: [`KEYS`], [`EXPIRING`], [`OPAQUE`] and [`FUNCTIONS`], those that are not empty, and
-    /// [`KEYS`] always.
-    pub fn proofs(&self) -> Proofs {
-        let mut proofs = Proofs::new();
-        proofs.insert(KEYS.to_owned(), Proof::empty());
-        for ((_, _, class), proof) in self.parts() {
-            proofs.entry(class.name().to_owned()).or_default().merge(&proof);
+impl Sums {
+    #[inline]
+    pub(crate) fn add(&mut self, db: u64, kind: Kind, hashed: &Hashed) {
+        let class = hashed.class();
+        if let (Class::Expiring, Some(at)) = (class, hashed.changes_at) {
+            self.changes.add(at, hashed);
         }
-        if self.functions.count > 0 {
-            proofs.insert(FUNCTIONS.to_owned(), self.functions);
+        if self.current.0 != db {
+            let done = std::mem::replace(&mut self.current, (db, PerDb::default()));
+            merge(&mut self.done, &done);
         }
-        proofs
+        if let Some(proof) = self.current.1.get_mut(kind.index()).and_then(|p| p.get_mut(class as usize)) {
+            proof.add_hashed(&hashed.digest);
+        }
+    }
+
+    /// Adds all of `other`.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (db, sums) in &other.done {
+            merge(&mut self.done, &(*db, *sums));
+        }
+        merge(&mut self.done, &other.current);
+        self.changes.merge(&other.changes);
     }
 
     /// The proofs by database, kind and class; empty ones are left out.
-    pub fn parts(&self) -> BTreeMap<(u64, Kind, Class), Proof> {
+    pub(crate) fn parts(&self) -> BTreeMap<(u64, Kind, Class), Proof> {
         let mut all = self.done.clone();
         merge(&mut all, &self.current);
         let mut found = BTreeMap::new();
@@ -127,17 +97,107 @@ impl Prover {
         found
     }
 
+    /// The sum of one class.
+    pub(crate) fn of(&self, class: Class) -> Proof {
+        let mut sum = Proof::empty();
+        for ((_, _, found), proof) in self.parts() {
+            if found == class {
+                sum.merge(&proof);
+            }
+        }
+        sum
+    }
+
+    /// The proofs by name; those that are not empty, and [`KEYS`] always.
+    pub(crate) fn proofs(&self) -> Proofs {
+        let mut proofs = Proofs::new();
+        proofs.insert(KEYS.to_owned(), Proof::empty());
+        for ((_, _, class), proof) in self.parts() {
+            proofs.entry(class.name().to_owned()).or_default().merge(&proof);
+        }
+        proofs
+    }
+
+    /// What expires when.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+}
+
+/// Computes the proof of an RDB while a reader reads it. Equal content gives equal proofs, whichever server, version
+/// and encoding stored it; the source of [`super::canonical`] says what is hashed.
+#[derive(Default)]
+pub struct Prover {
+    canonical: Canonical,
+    large: Option<(LargeKey, u64, Kind)>,
+    sums: Sums,
+    functions: Proof,
+    /// Where a database is to be counted, if not as itself; databases not named are then not counted.
+    as_db: Option<BTreeMap<u64, u64>>,
+    /// Keys to be counted as opaque, whatever their encoding here.
+    opaque_names: BTreeSet<(u64, Vec<u8>)>,
+    /// A key that is not counted.
+    without: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Prover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prover").field("proofs", &self.proofs()).finish_non_exhaustive()
+    }
+}
+
+impl Prover {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts only the databases named, each as the one it is mapped to, and not the key `without`.
+    pub(crate) fn mapped(mut self, databases: BTreeMap<u64, u64>, without: Option<&[u8]>) -> Self {
+        self.as_db = Some(databases);
+        self.without = without.map(<[u8]>::to_vec);
+        self
+    }
+
+    /// Counts these keys (of the mapped databases) as opaque.
+    pub(crate) fn with_opaque(mut self, names: BTreeSet<(u64, Vec<u8>)>) -> Self {
+        self.opaque_names = names;
+        self
+    }
+
+    /// The sums so far.
+    pub(crate) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    /// The proofs by name: [`KEYS`], [`EXPIRING`], [`OPAQUE`] and [`FUNCTIONS`], those that are not empty, and
+    /// [`KEYS`] always.
+    pub fn proofs(&self) -> Proofs {
+        let mut proofs = self.sums.proofs();
+        if self.functions.count > 0 {
+            proofs.insert(FUNCTIONS.to_owned(), self.functions);
+        }
+        proofs
+    }
+
+    /// The proofs by database, kind and class; empty ones are left out.
+    pub fn parts(&self) -> BTreeMap<(u64, Kind, Class), Proof> {
+        self.sums.parts()
+    }
+
     /// The proof of the libraries of functions.
     pub fn functions(&self) -> Proof {
         self.functions
     }
 
-    /// The database a record counts to.
+    /// The database a record counts to, if it counts.
     #[inline]
     fn db(&self, record: &Record<'_>) -> Option<u64> {
-        match &self.as_db {
-            None => Some(record.db),
-            Some(map) => map.get(&record.db).copied(),
+        let Some(map) = &self.as_db else { return Some(record.db) };
+        let db = map.get(&record.db).copied()?;
+        match &self.without {
+            Some(without) if record.key.body == without => None,
+            _ => Some(db),
         }
     }
 
@@ -145,25 +205,6 @@ impl Prover {
     fn opaque_elsewhere(&self, record: &Record<'_>, db: u64) -> bool {
         !self.opaque_names.is_empty()
             && record.key.to_vec().is_ok_and(|key| self.opaque_names.contains(&(db, key)))
-    }
-
-    #[inline]
-    fn add(&mut self, db: u64, kind: Kind, hashed: &Hashed) {
-        let class = if hashed.opaque {
-            Class::Opaque
-        } else if let Some(at) = hashed.changes_at {
-            self.changes.add(at, hashed);
-            Class::Expiring
-        } else {
-            Class::Lasting
-        };
-        if self.current.0 != db {
-            let done = std::mem::replace(&mut self.current, (db, PerDb::default()));
-            merge(&mut self.done, &done);
-        }
-        if let Some(proof) = self.current.1.get_mut(kind.index()).and_then(|p| p.get_mut(class as usize)) {
-            proof.add_hashed(&hashed.digest);
-        }
     }
 }
 
@@ -185,12 +226,8 @@ impl Visitor for Prover {
     fn value(&mut self, record: &Record<'_>, value: &[u8]) -> Result<()> {
         let Some(db) = self.db(record) else { return Ok(()) };
         let mut hashed = self.canonical.whole(record, db, value)?;
-        if hashed.opaque {
-            self.opaque_names.insert((db, record.key.to_vec()?));
-        } else if self.opaque_elsewhere(record, db) {
-            hashed.opaque = true;
-        }
-        self.add(db, record.encoding.kind(), &hashed);
+        hashed.opaque |= self.opaque_elsewhere(record, db);
+        self.sums.add(db, record.encoding.kind(), &hashed);
         Ok(())
     }
 
@@ -217,12 +254,8 @@ impl Visitor for Prover {
 
     fn large_end(&mut self) -> Result<()> {
         if let Some((key, db, kind)) = self.large.take() {
-            let name = key.name().to_vec();
             let hashed = key.end(&mut self.canonical)?;
-            if hashed.opaque {
-                self.opaque_names.insert((db, name));
-            }
-            self.add(db, kind, &hashed);
+            self.sums.add(db, kind, &hashed);
         }
         Ok(())
     }
@@ -258,6 +291,19 @@ impl Changes {
         }
         self.buckets = buckets;
         self.shift = shift;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let mut other = other.clone();
+        let shift = self.shift.max(other.shift).max(FINEST);
+        self.coarsen(shift);
+        other.coarsen(shift);
+        for (bucket, proof) in other.buckets {
+            self.buckets.entry(bucket).or_default().merge(&proof);
+        }
+        while self.buckets.len() > BUCKETS {
+            self.coarsen(self.shift + 1);
+        }
     }
 
     /// How many keys there are.

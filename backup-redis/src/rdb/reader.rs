@@ -81,12 +81,23 @@ enum State {
     Header,
     Records,
     /// In a value that began at `at` from the start of its record and of which `walked` bytes were walked.
-    Value { walker: Walker, encoding: Encoding, at: usize, walked: usize },
-    Large { walker: Walker },
-    ModuleAux { walker: Walker },
+    Value {
+        walker: Walker,
+        encoding: Encoding,
+        at: usize,
+        walked: usize,
+    },
+    Large {
+        walker: Walker,
+    },
+    ModuleAux {
+        walker: Walker,
+    },
     Trailer,
     /// The stored checksum is known and not yet compared.
-    Ended { stored: u64 },
+    Ended {
+        stored: u64,
+    },
     Done,
 }
 
@@ -176,7 +187,9 @@ impl RdbReader {
             }
         }
         let summed = match self.end {
-            Some(end) => usize::try_from(end.saturating_sub(chunk_start)).unwrap_or(usize::MAX).min(chunk.len()),
+            Some(end) => {
+                usize::try_from(end.saturating_sub(chunk_start)).unwrap_or(usize::MAX).min(chunk.len())
+            }
             None => chunk.len(),
         };
         self.crc.update(chunk.get(..summed).unwrap_or_default());
@@ -214,8 +227,7 @@ impl RdbReader {
                 State::Records => self.records(rest, visitor)?,
                 State::Value { .. } => self.value(rest, visitor)?,
                 State::Large { walker } => {
-                    let (used, done) =
-                        walker.walk(rest, &mut Skip).map_err(|e| e.shifted(self.offset))?;
+                    let (used, done) = walker.walk(rest, &mut Skip).map_err(|e| e.shifted(self.offset))?;
                     let (piece, after) = rest.split_at_checked(used).unwrap_or((rest, &[]));
                     visitor.piece(piece)?;
                     if done {
@@ -228,8 +240,7 @@ impl RdbReader {
                     }
                 }
                 State::ModuleAux { walker } => {
-                    let (used, done) =
-                        walker.walk(rest, &mut Skip).map_err(|e| e.shifted(self.offset))?;
+                    let (used, done) = walker.walk(rest, &mut Skip).map_err(|e| e.shifted(self.offset))?;
                     let after = rest.get(used..).unwrap_or_default();
                     if done {
                         self.state = State::Records;
@@ -318,7 +329,7 @@ impl RdbReader {
                             && value.len() - behind.len() <= self.window
                         {
                             let raw = value.get(..value.len() - behind.len()).unwrap_or_default();
-                            let record = self.record(key, encoding, offset);
+                            let record = self.record(key, encoding, offset, rest.len() - value.len());
                             visitor.value(&record, raw)?;
                             self.next = Attributes::default();
                             Some(behind)
@@ -345,7 +356,8 @@ impl RdbReader {
         if rest.len() == input.len() { Ok(Step::More) } else { Ok(Step::Next(rest)) }
     }
 
-    fn record<'a>(&self, key: StoredString<'a>, encoding: Encoding, offset: u64) -> Record<'a> {
+    #[inline]
+    fn record<'a>(&self, key: StoredString<'a>, encoding: Encoding, offset: u64, at: usize) -> Record<'a> {
         Record {
             db: self.db,
             key,
@@ -354,6 +366,7 @@ impl RdbReader {
             idle: self.next.idle,
             frequency: self.next.frequency,
             offset,
+            value_offset: offset + at as u64,
         }
     }
 
@@ -376,7 +389,7 @@ impl RdbReader {
             .map_err(|e| e.shifted(self.offset))?
             .map(|(key, _)| key)
             .ok_or(RdbError::Malformed { offset: self.offset, what: "a key changed while it was read" })?;
-        let record = self.record(key, encoding, self.offset);
+        let record = self.record(key, encoding, self.offset, at);
         self.next = Attributes::default();
         if !large {
             self.state = State::Records;
@@ -430,7 +443,9 @@ impl RdbReader {
                 Ok(Some(after))
             }
             op::RESIZE => {
-                let Some(([keys, expires], after)) = numbers::<2>(input).map_err(at)? else { return Ok(None) };
+                let Some(([keys, expires], after)) = numbers::<2>(input).map_err(at)? else {
+                    return Ok(None);
+                };
                 visitor.resize(self.db, keys, expires)?;
                 Ok(Some(after))
             }

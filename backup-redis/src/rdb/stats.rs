@@ -194,10 +194,7 @@ impl Statistics {
     }
 }
 
-fn merge(
-    counts: &mut BTreeMap<u64, [Count; Kind::ALL.len()]>,
-    (db, add): &(u64, [Count; Kind::ALL.len()]),
-) {
+fn merge(counts: &mut BTreeMap<u64, [Count; Kind::ALL.len()]>, (db, add): &(u64, [Count; Kind::ALL.len()])) {
     for (sum, add) in counts.entry(*db).or_default().iter_mut().zip(add) {
         sum.keys += add.keys;
         sum.expires += add.expires;

@@ -46,7 +46,10 @@ enum Expect {
     Seq,
     OwnCount,
     /// So many fields and values are left.
-    Pairs { left: u64, field: bool },
+    Pairs {
+        left: u64,
+        field: bool,
+    },
     Back,
 }
 
@@ -65,15 +68,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(master: StreamId) -> Self {
-        Self {
-            master,
-            fields: Vec::new(),
-            count: 0,
-            expect: Expect::Count,
-            flags: 0,
-            id: master,
-            at: 0,
-        }
+        Self { master, fields: Vec::new(), count: 0, expect: Expect::Count, flags: 0, id: master, at: 0 }
     }
 
     /// Takes the next entry of the listpack.

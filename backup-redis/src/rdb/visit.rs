@@ -22,6 +22,8 @@ pub struct Record<'a> {
     pub frequency: Option<u8>,
     /// Where its type byte is, from the start of the stream.
     pub offset: u64,
+    /// Where its value begins, from the start of the stream.
+    pub value_offset: u64,
 }
 
 /// Receives what [`RdbReader`](super::RdbReader) meets, in the order of the stream. Every method does nothing

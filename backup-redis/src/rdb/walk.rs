@@ -5,7 +5,6 @@ use super::error::RdbError;
 use super::length::{Head, head, number};
 use super::string::StoredString;
 
-
 /// Receives what a walk meets, in order. Every method does nothing unless overridden, so that a plain skip costs
 /// nothing.
 pub(crate) trait Tokens {
@@ -210,11 +209,7 @@ impl Walker {
     }
 
     /// One value of a module: `RDB_MODULE_OPCODE_*` in `rdb.h`.
-    fn module<'a, T: Tokens>(
-        &mut self,
-        input: &'a [u8],
-        tokens: &mut T,
-    ) -> Result<ModuleStep<'a>, RdbError> {
+    fn module<'a, T: Tokens>(&mut self, input: &'a [u8], tokens: &mut T) -> Result<ModuleStep<'a>, RdbError> {
         let Some((code, used)) = number(input)? else { return Ok(ModuleStep::More) };
         let rest = input.get(used..).unwrap_or_default();
         let fixed = match code {

@@ -105,9 +105,20 @@ async fn equal_content_in_other_encodings_proves_the_same() {
     let loose = Server::start(
         &program,
         &[
-            "--enable-debug-command", "yes", "--hash-max-listpack-entries", "0", "--zset-max-listpack-entries", "0",
-            "--set-max-intset-entries", "0", "--list-max-listpack-size", "1", "--rdbcompression", "no",
-            "--stream-node-max-entries", "3",
+            "--enable-debug-command",
+            "yes",
+            "--hash-max-listpack-entries",
+            "0",
+            "--zset-max-listpack-entries",
+            "0",
+            "--set-max-intset-entries",
+            "0",
+            "--list-max-listpack-size",
+            "1",
+            "--rdbcompression",
+            "no",
+            "--stream-node-max-entries",
+            "3",
         ],
     );
     for server in [&packed, &loose] {
@@ -117,7 +128,8 @@ async fn equal_content_in_other_encodings_proves_the_same() {
     }
     let one = taken(&RedisRdb::connect(&packed.url()).unwrap()).await;
     let other = taken(&RedisRdb::connect(&loose.url()).unwrap()).await;
-    let proofs = |c: &Captured| c.items.iter().map(|i| (i.path.clone(), i.proof.clone())).collect::<BTreeMap<_, _>>();
+    let proofs =
+        |c: &Captured| c.items.iter().map(|i| (i.path.clone(), i.proof.clone())).collect::<BTreeMap<_, _>>();
     let (a, b) = (proofs(&one), proofs(&other));
     for (path, proof) in a.iter().filter(|(path, _)| !path.to_string().ends_with("expiring")) {
         assert_eq!(proof, &b[path], "{path}");
@@ -133,7 +145,18 @@ async fn a_user_with_the_least_permissions_can_back_up_and_others_hear_what_is_m
     for store in ALL {
         let Some(server) = filled(store) else { continue };
         let mut client = server.client();
-        client.ok(&["ACL", "SETUSER", "backup", "on", ">s3cret", "resetkeys", "+psync", "+sync", "+replconf", "+ping"]);
+        client.ok(&[
+            "ACL",
+            "SETUSER",
+            "backup",
+            "on",
+            ">s3cret",
+            "resetkeys",
+            "+psync",
+            "+sync",
+            "+replconf",
+            "+ping",
+        ]);
         client.ok(&["ACL", "SETUSER", "weak", "on", ">s3cret", "+ping"]);
         let url = |user: &str, password: &str| format!("redis://{user}:{password}@127.0.0.1:{}", server.port);
         let source = RedisRdb::connect(&url("backup", "s3cret")).unwrap();
@@ -143,9 +166,10 @@ async fn a_user_with_the_least_permissions_can_back_up_and_others_hear_what_is_m
 
         let weak = RedisRdb::connect(&url("weak", "s3cret")).unwrap();
         assert!(!weak.check().await.unwrap().is_ok());
-        for (source, told) in
-            [(weak, "+psync +sync +replconf"), (RedisRdb::connect(&url("backup", "wr0ng")).unwrap(), "user or password")]
-        {
+        for (source, told) in [
+            (weak, "+psync +sync +replconf"),
+            (RedisRdb::connect(&url("backup", "wr0ng")).unwrap(), "user or password"),
+        ] {
             let error = capture(&source).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::PermissionDenied);
             assert!(error.chain().contains(told), "{}", error.chain());

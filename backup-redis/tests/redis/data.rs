@@ -23,7 +23,8 @@ pub(crate) fn fill(client: &mut Client) {
     collections(client);
     stream(client);
     if version >= (7, 0) {
-        let library = "#!lua name=mylib\nredis.register_function('myfunc', function(keys, args) return 'hi' end)";
+        let library =
+            "#!lua name=mylib\nredis.register_function('myfunc', function(keys, args) return 'hi' end)";
         client.ok(&["FUNCTION", "LOAD", library]);
     }
     if version >= (7, 4) {
@@ -54,7 +55,8 @@ fn strings(client: &mut Client) {
     client.ok(&["SET", "string:lzf", &"abcabcabd".repeat(500)]);
     client.ok(&["SET", &format!("key:lzf:{}", "x".repeat(200)), "a key that compresses"]);
     client.ok(&[&b"SET"[..], b"string:binary\xff\x00\r\n", &[0, 255, 13, 10, 128]]);
-    let noise: Vec<u8> = (0..3_000_000u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+    let noise: Vec<u8> =
+        (0..3_000_000u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
     client.ok(&[&b"SET"[..], b"string:3mb", &noise]);
     client.ok(&["SET", "string:4mb:lzf", &"z".repeat(4 << 20)]);
     client.ok(&["SET", "expires:far", "x", "PX", "4000000123"]);
@@ -71,7 +73,24 @@ fn collections(client: &mut Client) {
     client.ok(&["SADD", "set:ints", "1", "-2", "30000", "40000"]);
     client.ok(&["SADD", "set:wide-ints", "1", "5000000000"]);
     client.ok(&["SADD", "set:small", "a", "b", "3", "long member with many bytes in it"]);
-    client.ok(&["ZADD", "zset:small", "1", "a", "2.5", "b", "-inf", "c", "inf", "d", "-0.0", "e", "1e20", "f", "0.1", "7"]);
+    client.ok(&[
+        "ZADD",
+        "zset:small",
+        "1",
+        "a",
+        "2.5",
+        "b",
+        "-inf",
+        "c",
+        "inf",
+        "d",
+        "-0.0",
+        "e",
+        "1e20",
+        "f",
+        "0.1",
+        "7",
+    ]);
     client.ok(&["HSET", "hash:small", "f", "v", "n", "42", "empty", ""]);
     for n in 0..1000 {
         client.ok(&["SADD", "set:large", &format!("member{n}")]);
@@ -112,7 +131,10 @@ pub(crate) fn digests(client: &mut Client) -> BTreeMap<(u32, Vec<u8>), (String, 
             let kind = client.ok(&[&b"TYPE"[..], &key]).text();
             let ttl = client.ok(&[&b"PTTL"[..], &key]).int();
             let now = i64::try_from(
-                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_millis(),
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .expect("a time")
+                    .as_millis(),
             )
             .expect("a time");
             found.insert((db, key), (kind, digest, if ttl < 0 { ttl } else { now + ttl }));
@@ -157,7 +179,11 @@ pub(crate) fn count(client: &mut Client) -> i64 {
 /// The number of replicas the server counts.
 pub(crate) fn replicas(client: &mut Client) -> i64 {
     let info = client.ok(&["INFO", "replication"]).text();
-    info.lines().find_map(|l| l.strip_prefix("connected_slaves:")).expect("a count").parse().expect("a number")
+    info.lines()
+        .find_map(|l| l.strip_prefix("connected_slaves:"))
+        .expect("a count")
+        .parse()
+        .expect("a number")
 }
 
 /// An answer's text, `None` for nil.

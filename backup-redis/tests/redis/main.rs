@@ -2,4 +2,5 @@
 
 mod backup;
 mod data;
+mod restore;
 mod support;

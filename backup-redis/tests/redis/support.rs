@@ -86,13 +86,22 @@ impl Server {
     pub(crate) fn start_in(mut dir: tempfile::TempDir, program: &Path, more: &[&str]) -> Self {
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port();
-            let mut arguments: Vec<String> =
-                ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--bind", "127.0.0.1"]
-                    .map(str::to_owned)
-                    .into();
+            let mut arguments: Vec<String> = [
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--repl-diskless-sync-delay",
+                "0",
+                "--bind",
+                "127.0.0.1",
+            ]
+            .map(str::to_owned)
+            .into();
             arguments.extend(more.iter().map(|&s| s.to_owned()));
             let password = more.iter().position(|&s| s == "--requirepass").map(|at| more[at + 1].to_owned());
-            let mut server = Self { program: program.to_owned(), arguments, child: None, dir, port, password };
+            let mut server =
+                Self { program: program.to_owned(), arguments, child: None, dir, port, password };
             if server.run() {
                 return server;
             }
@@ -289,7 +298,9 @@ impl Client {
                 Answer::Text(text)
             }
             "*" if rest == "-1" => Answer::Nil,
-            "*" => Answer::Array((0..rest.parse::<usize>().expect("a count")).map(|_| self.answer()).collect()),
+            "*" => {
+                Answer::Array((0..rest.parse::<usize>().expect("a count")).map(|_| self.answer()).collect())
+            }
             _ => panic!("an answer that cannot be read: {line}"),
         }
     }
