@@ -60,7 +60,7 @@ fn read(path: &str, visitor: &mut impl Visitor) -> Result<(), Box<dyn std::error
         parsing += start.elapsed();
     }
     reader.finish()?;
-    let mib = 1_f64 / (1 << 20) as f64 * u32::try_from(reader.offset() / 1024).map(f64::from)? * 1024.0;
+    let mib = f64::from(u32::try_from(reader.offset() / 1024)?) / 1024.0;
     println!("{mib:.0} MiB in {parsing:.2?}: {:.0} MiB/s", mib / parsing.as_secs_f64());
     Ok(())
 }

@@ -244,7 +244,7 @@ mod tests {
     fn server(url: &str) -> String {
         match RedisConfig::parse(url).unwrap().place {
             Place::Server(address) => address.to_string(),
-            other => format!("{other:?}"),
+            other @ Place::Sentinels { .. } => format!("{other:?}"),
         }
     }
 

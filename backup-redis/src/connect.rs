@@ -240,7 +240,7 @@ async fn encrypt(tcp: TcpStream, tls: &Tls, address: &Address) -> Result<impl Wi
     let name =
         ServerName::try_from(name).map_err(|e| wrong("the server's name is not a name").caused_by(e))?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| {
-        let refused = e.get_ref().is_some_and(|e| e.is::<tokio_rustls::rustls::Error>());
+        let refused = matches!(e.get_ref(), Some(inner) if inner.is::<tokio_rustls::rustls::Error>());
         if refused {
             Error::new(ErrorKind::PermissionDenied, "connect to Redis over TLS")
                 .message("server and client could not agree, or one does not trust the other's certificate")

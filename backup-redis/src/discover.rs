@@ -7,6 +7,7 @@ use backup_core::{Error, ErrorKind, Result};
 
 use crate::config::{Address, Place, RedisConfig};
 use crate::connect::Connection;
+use crate::error::stalled;
 use crate::resp::Reply;
 
 /// What a server says of itself.
@@ -58,8 +59,11 @@ pub(crate) async fn connect(config: &RedisConfig) -> Result<(Connection, Server)
 /// Connects to one server.
 pub(crate) async fn connect_to(config: &RedisConfig, address: &Address) -> Result<(Connection, Server)> {
     let mut connection = Connection::open(address, config, config.login.as_ref()).await?;
-    let server = hello(&mut connection).await?;
-    Ok((connection, server))
+    // Greeting is part of connecting: what listens there may not be a server at all.
+    match tokio::time::timeout(config.connect_timeout, hello(&mut connection)).await {
+        Ok(server) => Ok((connection, server?)),
+        Err(_) => Err(stalled("greet Redis", config.connect_timeout.as_secs()).with("server", address)),
+    }
 }
 
 /// `HELLO` is open to every user whatever its ACL, and to nobody who has not logged in. Servers before 6.0 do not

@@ -5,6 +5,7 @@ mod connect;
 mod discover;
 mod error;
 mod feed;
+mod file_target;
 pub mod rdb;
 mod replication;
 mod resp;
@@ -15,5 +16,6 @@ mod target;
 mod transfer;
 
 pub use config::RedisConfig;
+pub use file_target::RdbFileTarget;
 pub use source::{RDB, RedisRdb};
 pub use target::{OnConflict, RedisRestore};

@@ -50,6 +50,7 @@ impl Framing {
     }
 
     /// Whether the RDB was complete.
+    #[cfg(test)]
     pub(crate) fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }

@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use serde_json::{Map, Value};
 
 use crate::config::{Address, RedisConfig};
+use crate::connect::Connection;
 use crate::discover::{Server, cluster_slots, connect, connect_to, info, primaries};
 use crate::feed::{Feed, Slot};
 use crate::rdb::RdbReader;
@@ -53,8 +54,8 @@ impl RedisRdb {
         self
     }
 
-    /// The nodes to back up and, of the one connected to, what it said.
-    async fn nodes(&self) -> Result<(Server, VecDeque<Node>)> {
+    /// A connection, what its server said of itself, and the nodes to back up.
+    async fn nodes(&self) -> Result<(Connection, Server, VecDeque<Node>)> {
         let (mut connection, server) = connect(&self.config).await?;
         let nodes = if server.cluster {
             primaries(&cluster_slots(&mut connection).await?)
@@ -65,7 +66,7 @@ impl RedisRdb {
         } else {
             [Node { name: "dump".to_owned(), address: connection.address.clone() }].into()
         };
-        Ok((server, nodes))
+        Ok((connection, server, nodes))
     }
 }
 
@@ -82,7 +83,7 @@ impl Source for RedisRdb {
     }
 
     async fn check(&self) -> Result<CheckReport> {
-        let (server, nodes) = self.nodes().await?;
+        let (_, server, nodes) = self.nodes().await?;
         let mut report = CheckReport { server_version: server.describe(), ..CheckReport::default() };
         for node in nodes {
             let (mut connection, _) = connect_to(&self.config, &node.address).await?;
@@ -131,7 +132,8 @@ impl Source for RedisRdb {
                 "a server sends its keys all or none: back up everything and select when restoring",
             ));
         }
-        let (server, nodes) = self.nodes().await?;
+        let (connection, server, nodes) = self.nodes().await?;
+        let connection = (!server.cluster).then_some(connection);
         let mut snapshot = RdbSnapshot {
             source: self.clone(),
             server,
@@ -143,7 +145,7 @@ impl Source for RedisRdb {
             cancelled: request.cancelled.clone(),
         };
         // Begins at once: what is wrong shows here, and this is the consistent point.
-        snapshot.begin_next().await?;
+        snapshot.begin_next(connection).await?;
         Ok(Box::new(snapshot))
     }
 }
@@ -172,9 +174,13 @@ struct Begun {
 }
 
 impl RdbSnapshot {
-    async fn begin_next(&mut self) -> Result<()> {
+    /// Asks the next node for its RDB, over `connection` if there is one to it already.
+    async fn begin_next(&mut self, connection: Option<Connection>) -> Result<()> {
         let Some(node) = self.nodes.pop_front() else { return Ok(()) };
-        let (connection, server) = connect_to(&self.source.config, &node.address).await?;
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connect_to(&self.source.config, &node.address).await?.0,
+        };
         let mut details = Map::new();
         details.insert("node".to_owned(), node.address.to_string().into());
         let begun = match Transfer::start(connection, self.cancelled.clone()).await {
@@ -187,7 +193,7 @@ impl RdbSnapshot {
                 if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported)
                     && self.source.scan =>
             {
-                let (connection, _) = connect_to(&self.source.config, &node.address).await?;
+                let (connection, server) = connect_to(&self.source.config, &node.address).await?;
                 details.insert("method".to_owned(), "scan".into());
                 self.warnings.push(Warning::new(
                     "not-a-single-point-in-time",
@@ -213,7 +219,7 @@ impl RdbSnapshot {
 impl Snapshot for RdbSnapshot {
     async fn next(&mut self) -> Result<Option<Artifact>> {
         if self.begun.is_none() {
-            self.begin_next().await?;
+            self.begin_next(None).await?;
         }
         let Some(begun) = self.begun.take() else { return Ok(None) };
         let tally = Slot::empty();

@@ -276,10 +276,6 @@ impl Parts for Canonical {
                 self.id(id);
                 self.item.piece(&pairs.to_le_bytes());
             }
-            Part::Last { id, .. } => {
-                self.item.begin(16);
-                self.id(id);
-            }
             Part::Group { name, last, .. } => {
                 self.item.field(b"group");
                 self.item.field(name);
@@ -296,7 +292,7 @@ impl Parts for Canonical {
                 self.item.field(b"consumer");
                 self.item.field(name);
             }
-            Part::Owned(id) => {
+            Part::Last { id, .. } | Part::Owned(id) => {
                 self.item.begin(16);
                 self.id(id);
             }

@@ -299,11 +299,8 @@ impl<P: Parts> Tokens for With<'_, P> {
                 time: self.state.pending_time,
                 count: n,
             })?,
-            Role::Length => {
-                self.state.at = 0;
-                self.state.remember(n);
-            }
-            Role::GroupMs => {
+            // The first number of a stream, or of a group.
+            Role::Length | Role::GroupMs => {
                 self.state.at = 0;
                 self.state.remember(n);
             }
@@ -471,7 +468,7 @@ impl<P: Parts> With<'_, P> {
                 let mut entries = 0usize;
                 listpack(packed, &mut |e| {
                     entries += 1;
-                    if entries % 3 != 0 {
+                    if !entries.is_multiple_of(3) {
                         return parts.part(Part::Bytes(e.bytes(&mut text)));
                     }
                     match e.int() {

@@ -96,16 +96,15 @@ pub(crate) fn write_length(out: &mut Vec<u8>, n: u64) {
     match n {
         0..=0x3f => out.push(low(n)),
         0x40..=0x3fff => out.extend_from_slice(&[0x40 | low(n >> 8), low(n)]),
-        _ => match u32::try_from(n) {
-            Ok(n) => {
+        _ => {
+            if let Ok(n) = u32::try_from(n) {
                 out.push(0x80);
                 out.extend_from_slice(&n.to_be_bytes());
-            }
-            Err(_) => {
+            } else {
                 out.push(0x81);
                 out.extend_from_slice(&n.to_be_bytes());
             }
-        },
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! LZF, the compression of strings in an RDB. Source: `lzf_d.c` of LibLZF by Marc Lehmann.
+//! LZF, the compression of strings in an RDB. Source: `lzf_d.c` of `LibLZF` by Marc Lehmann.
 //!
 //! A control byte below 32 is followed by that many bytes and one, as they are. Any other begins a reference:
 //! its upper 3 bits are the length less two (7: one more length byte follows), the lower 5 and the next byte the
@@ -25,7 +25,7 @@ pub(crate) fn decompress(input: &[u8], plain: usize, out: &mut Vec<u8>) -> Resul
             out.extend_from_slice(literal);
             rest = after;
         } else {
-            let (length, distance, after) = reference(control, after)?.ok_or(DAMAGED)?;
+            let (length, distance, after) = reference(control, after).ok_or(DAMAGED)?;
             if distance > out.len() - start || out.len() + length > end {
                 return Err(DAMAGED);
             }
@@ -55,16 +55,16 @@ fn copy_back(out: &mut Vec<u8>, distance: usize, length: usize) {
 }
 
 /// Length, distance, and what follows; `None` if the input ends inside.
-fn reference(control: u8, rest: &[u8]) -> Result<Option<(usize, usize, &[u8])>, RdbError> {
+fn reference(control: u8, rest: &[u8]) -> Option<(usize, usize, &[u8])> {
     let mut length = usize::from(control >> 5) + 2;
     let mut rest = rest;
     if length == 9 {
-        let Some((&more, after)) = rest.split_first() else { return Ok(None) };
+        let (&more, after) = rest.split_first()?;
         length += usize::from(more);
         rest = after;
     }
-    let Some((&low, after)) = rest.split_first() else { return Ok(None) };
-    Ok(Some((length, ((usize::from(control & 0x1f) << 8) | usize::from(low)) + 1, after)))
+    let (&low, after) = rest.split_first()?;
+    Some((length, ((usize::from(control & 0x1f) << 8) | usize::from(low)) + 1, after))
 }
 
 /// Decompresses a string that arrives in pieces, in bounded memory.
@@ -109,7 +109,7 @@ impl LzfStream {
                 self.partial.push(next);
                 rest = after;
                 let Some((&control, tail)) = self.partial.split_first() else { continue };
-                if let Some((length, distance, _)) = reference(control, tail)? {
+                if let Some((length, distance, _)) = reference(control, tail) {
                     self.partial.clear();
                     if distance > self.window.len() {
                         return Err(DAMAGED);
@@ -186,7 +186,7 @@ mod tests {
                     out.push((7 << 5) | high);
                     out.push(u8::try_from(length - 7).unwrap());
                 }
-                out.push((distance & 0xff) as u8);
+                out.push(distance.to_le_bytes()[0]);
                 at += best.0;
             } else {
                 literal.push(plain[at]);

@@ -97,17 +97,6 @@ impl Sums {
         found
     }
 
-    /// The sum of one class.
-    pub(crate) fn of(&self, class: Class) -> Proof {
-        let mut sum = Proof::empty();
-        for ((_, _, found), proof) in self.parts() {
-            if found == class {
-                sum.merge(&proof);
-            }
-        }
-        sum
-    }
-
     /// The proofs by name; those that are not empty, and [`KEYS`] always.
     pub(crate) fn proofs(&self) -> Proofs {
         let mut proofs = Proofs::new();

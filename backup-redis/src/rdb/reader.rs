@@ -8,8 +8,8 @@ use backup_core::{Error, Result};
 use super::crc64::Crc64;
 use super::encoding::{Dialect, Encoding};
 use super::error::RdbError;
-use super::length::{Head, head, number};
-use super::string::{StoredString, little_endian};
+use super::length::{Head, head};
+use super::string::StoredString;
 use super::visit::{Record, Visitor};
 use super::walk::{Skip, Walker};
 
@@ -25,19 +25,7 @@ pub const DEFAULT_WINDOW: usize = 1024 * 1024;
 /// Longest key, auxiliary field or library of functions, in bytes.
 pub const DEFAULT_NAME_LIMIT: usize = 16 * 1024 * 1024;
 
-mod op {
-    pub(super) const SLOT_INFO: u8 = 244;
-    pub(super) const FUNCTION: u8 = 245;
-    pub(super) const MODULE_AUX: u8 = 247;
-    pub(super) const IDLE: u8 = 248;
-    pub(super) const FREQUENCY: u8 = 249;
-    pub(super) const AUX: u8 = 250;
-    pub(super) const RESIZE: u8 = 251;
-    pub(super) const EXPIRES_MS: u8 = 252;
-    pub(super) const EXPIRES: u8 = 253;
-    pub(super) const SELECT: u8 = 254;
-    pub(super) const END: u8 = 255;
-}
+mod opcode;
 
 /// Reads an RDB stream pushed to it in pieces of any size.
 ///
@@ -308,7 +296,7 @@ impl RdbReader {
         while let Some((&code, after)) = rest.split_first() {
             let offset = base + (input.len() - rest.len()) as u64;
             let at = |e: RdbError| Error::from(e.shifted(offset));
-            let next = if code >= op::SLOT_INFO {
+            let next = if code >= opcode::FIRST {
                 self.opcode(code, after, offset, visitor)?
             } else {
                 let Some(encoding) = Encoding::from_code(code, self.dialect) else {
@@ -407,100 +395,6 @@ impl RdbReader {
         Ok(Step::Next(after))
     }
 
-    /// One opcode; `None` when the input ends inside it.
-    fn opcode<'a, V: Visitor>(
-        &mut self,
-        code: u8,
-        input: &'a [u8],
-        offset: u64,
-        visitor: &mut V,
-    ) -> Result<Option<&'a [u8]>> {
-        let at = |e: RdbError| Error::from(e.shifted(offset));
-        match code {
-            op::EXPIRES_MS => {
-                let Some((bytes, after)) = input.split_at_checked(8) else { return Ok(None) };
-                self.next.expires_at = Some(little_endian(bytes));
-                Ok(Some(after))
-            }
-            op::EXPIRES => {
-                let Some((bytes, after)) = input.split_at_checked(4) else { return Ok(None) };
-                self.next.expires_at = Some(little_endian(bytes).saturating_mul(1000));
-                Ok(Some(after))
-            }
-            op::FREQUENCY => {
-                let Some((&frequency, after)) = input.split_first() else { return Ok(None) };
-                self.next.frequency = Some(frequency);
-                Ok(Some(after))
-            }
-            op::IDLE => {
-                let Some(([idle], after)) = numbers::<1>(input).map_err(at)? else { return Ok(None) };
-                self.next.idle = Some(idle);
-                Ok(Some(after))
-            }
-            op::SELECT => {
-                let Some(([db], after)) = numbers::<1>(input).map_err(at)? else { return Ok(None) };
-                self.db = db;
-                Ok(Some(after))
-            }
-            op::RESIZE => {
-                let Some(([keys, expires], after)) = numbers::<2>(input).map_err(at)? else {
-                    return Ok(None);
-                };
-                visitor.resize(self.db, keys, expires)?;
-                Ok(Some(after))
-            }
-            op::SLOT_INFO => Ok(numbers::<3>(input).map_err(at)?.map(|(_, after)| after)),
-            op::AUX => {
-                let Some((name, rest)) = self.name(input, "auxiliary field").map_err(at)? else {
-                    return Ok(None);
-                };
-                let Some((value, after)) = self.name(rest, "auxiliary field").map_err(at)? else {
-                    return Ok(None);
-                };
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                visitor.aux(name.plain(&mut a).map_err(at)?, value.plain(&mut b).map_err(at)?)?;
-                Ok(Some(after))
-            }
-            op::FUNCTION => {
-                let Some((library, after)) = self.name(input, "library of functions").map_err(at)? else {
-                    return Ok(None);
-                };
-                visitor.function(library.plain(&mut Vec::new()).map_err(at)?)?;
-                Ok(Some(after))
-            }
-            op::MODULE_AUX => {
-                // Its first number is the module, as in a value of a module: the same walk skips both.
-                let Some(([module], _)) = numbers::<1>(input).map_err(at)? else { return Ok(None) };
-                visitor.module_aux(module)?;
-                self.state = State::ModuleAux { walker: Walker::new(Encoding::Module) };
-                Ok(Some(input))
-            }
-            op::END => {
-                self.end = Some(offset + 1);
-                self.state =
-                    if self.version >= CHECKSUM_SINCE { State::Trailer } else { State::Ended { stored: 0 } };
-                Ok(Some(input))
-            }
-            _ => Err(RdbError::UnknownType { offset, code }.into()),
-        }
-    }
-
-    /// A string of bounded length that must be whole.
-    fn name<'a>(
-        &self,
-        input: &'a [u8],
-        what: &'static str,
-    ) -> Result<Option<(StoredString<'a>, &'a [u8])>, RdbError> {
-        let Some((string, after)) = StoredString::cut(input)? else {
-            self.limit(input, what)?;
-            return Ok(None);
-        };
-        if string.plain_len() > self.name_limit as u64 {
-            return Err(self.too_long(what));
-        }
-        Ok(Some((string, after)))
-    }
-
     /// Fails when the string that begins `input` and is not all there is longer than may be waited for.
     fn limit(&self, input: &[u8], what: &'static str) -> Result<(), RdbError> {
         match head(input)? {
@@ -514,16 +408,4 @@ impl RdbReader {
     fn too_long(&self, what: &'static str) -> RdbError {
         RdbError::TooLong { offset: 0, what, limit: self.name_limit as u64 }
     }
-}
-
-/// `N` numbers in a row, and what follows; `None` when the input ends inside.
-fn numbers<const N: usize>(input: &[u8]) -> Result<Option<([u64; N], &[u8])>, RdbError> {
-    let mut found = [0; N];
-    let mut rest = input;
-    for slot in &mut found {
-        let Some((n, used)) = number(rest)? else { return Ok(None) };
-        *slot = n;
-        rest = rest.get(used..).unwrap_or_default();
-    }
-    Ok(Some((found, rest)))
 }

@@ -68,7 +68,7 @@ impl Written {
         let more = self.refused - self.named.len() as u64;
         let mut names = self.named.join("; ");
         if more > 0 {
-            names.push_str(&format!("; and {more} more"));
+            names = format!("{names}; and {more} more");
         }
         Err(Error::new(ErrorKind::TargetFailed, "restore Redis keys")
             .message("this server cannot take some keys: use a server of the version they come from, or leave them out by pattern")
@@ -136,7 +136,7 @@ impl Node {
     async fn at_once(mut self, connection: Connection, mut waiting: Receiver<Batch>) -> Result<Written> {
         let (mut replies, mut commands) = connection.split();
         let (sent, mut under_way) = channel::<(Batch, bool)>(UNDER_WAY);
-        let writing = async move {
+        let sending = async move {
             let mut db = None;
             while let Some(batch) = waiting.recv().await {
                 let selects = select(&mut commands, &mut db, batch.db).await?;
@@ -147,7 +147,7 @@ impl Node {
             }
             Ok(())
         };
-        let reading = async {
+        let receiving = async {
             while let Some((batch, selects)) = under_way.recv().await {
                 if selects {
                     selected(replies.reply().await?)?;
@@ -166,7 +166,7 @@ impl Node {
             }
             Ok::<_, Error>(())
         };
-        tokio::try_join!(writing, reading)?;
+        tokio::try_join!(sending, receiving)?;
         Ok(self.written)
     }
 

@@ -2,5 +2,7 @@
 
 mod backup;
 mod data;
+mod failures;
+mod file;
 mod restore;
 mod support;
