@@ -204,10 +204,16 @@ impl Inner {
                 Way::Merge(OnConflict::Replace) => "REPLACE",
                 Way::Merge(OnConflict::Keep) => "APPEND",
             };
-            state.load_functions(&progress.functions, policy).await?;
+            // A merge that keeps what is there keeps libraries of the same name.
+            let keeps = state.way == Way::Merge(OnConflict::Keep);
+            let is_there =
+                |library: &[u8]| old.iter().any(|o| functions::name(o) == functions::name(library));
+            let load: Vec<_> =
+                progress.functions.iter().filter(|library| !keeps || !is_there(library.as_slice())).collect();
+            state.load_functions(&load, policy).await?;
             let now = functions::present(&mut state.connect().await?).await?.unwrap_or_default();
             let whole = if matches!(state.way, Way::Merge(_)) {
-                progress.functions.iter().all(|library| now.iter().any(|n| n == library))
+                load.iter().all(|library| now.iter().any(|n| n == *library))
             } else {
                 functions::proof(&now) == functions::proof(&progress.functions)
             };

@@ -6,3 +6,4 @@ mod failures;
 mod file;
 mod restore;
 mod support;
+mod topology;

@@ -243,7 +243,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn connect(port: u16) -> Option<Self> {
+    pub(crate) fn connect(port: u16) -> Option<Self> {
         let output = TcpStream::connect(("127.0.0.1", port)).ok()?;
         output.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
         Some(Self { input: BufReader::new(output.try_clone().ok()?), output })
