@@ -207,7 +207,7 @@ async fn another_whole_manifest_of_the_same_backup_is_refused() {
 async fn a_copy_being_pruned_or_just_finishing_is_left_alone() {
     let (a, b) = (MemorySink::named("a"), MemorySink::named("b"));
     let backup = backed_up(&a).await;
-    let condemned = Key::parse(format!("{SET}/{backup}/condemned")).unwrap();
+    let condemned = Key::parse(format!("{SET}/{backup}/condemned/00ff")).unwrap();
     b.replace(&condemned, "");
     let repo = over([a.clone(), b.clone()]);
     assert!(repo.replicate(SET, backup).await.unwrap_err().chain().contains("pruned"));

@@ -166,6 +166,8 @@ impl Catalog<'_> {
                 }),
             }
         }
+        // Ids tell seconds apart; two backups of one second are told apart by their manifests.
+        list.backups.sort_by(|a, b| (b.started, b.id).cmp(&(a.started, a.id)));
         Ok(list)
     }
 

@@ -6,11 +6,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::inspect::{self, Held, Part, Standing};
 use super::{Replica, Run, wraps};
+use futures::TryStreamExt as _;
+
 use crate::digest::Hasher;
 use crate::engine::fanout::{Fanout, Numbered};
 use crate::engine::feed::RateLimit;
 use crate::engine::store::Failures;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::repository::Inner;
 use crate::repository::catalog::{Catalog, Opened};
 use crate::repository::commit::Pending;
@@ -147,12 +149,12 @@ impl<'a> Work<'a> {
         let (opened, inner, watch) = (self.opened, self.inner, &self.catalog.watch);
         let looking = self.busy().into_iter().map(|(number, sink)| async move {
             let look = async {
-                let key = opened.dir.condemned()?;
-                match inner.patience.retry(sink.id(), watch, || sink.head(&key)).await {
-                    Ok(_) => Err(inspect::condemned()),
-                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-                    Err(error) => Err(error),
-                }
+                let markers = opened.dir.condemned()?;
+                let listed = inner
+                    .patience
+                    .retry(sink.id(), watch, || async { sink.list(&markers).try_next().await })
+                    .await?;
+                if listed.is_some() { Err(inspect::condemned()) } else { Ok(()) }
             };
             look.await.err().map(|error| (number, error))
         });

@@ -85,7 +85,8 @@ pub(super) async fn held(
     verify: bool,
 ) -> Result<Held> {
     let found = listed(catalog, opened, sink).await?;
-    if found.contains_key(&opened.dir.condemned()?) {
+    let markers = opened.dir.condemned()?;
+    if found.keys().any(|key| key.strip_prefix(&markers).is_some()) {
         return Err(condemned());
     }
     let mut standings = Vec::with_capacity(parts.len());
