@@ -1,4 +1,5 @@
 //! Bytes from anywhere: read or refused, without a panic and in little memory.
+#![expect(clippy::unwrap_used, reason = "in a helper of a test, too, it fails the test")]
 
 use backup_redis::rdb::{Encoding, Prover, RdbReader, Record, Statistics, Value, Visitor};
 use proptest::prelude::*;

@@ -2,6 +2,7 @@
 //!
 //! `BACKUP_TEST_RDB_FIXTURES` may name a directory of recorded files of old servers: they are compared with
 //! `redis-check-rdb`.
+#![expect(clippy::unwrap_used, reason = "in a helper of a test, too, it fails the test")]
 
 use std::path::Path;
 use std::process::Command;
