@@ -10,6 +10,10 @@ pub(crate) struct BackupDir(Key);
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const PENDING: &str = "pending.json";
+/// Beside the manifest: the backup stays until somebody removes this.
+pub(crate) const PINNED: &str = "pinned.json";
+/// Directory of the markers of pruners that are about to delete the backup, one object per pruner.
+pub(crate) const CONDEMNED: &str = "condemned";
 pub(crate) const RESTORE_TXT: &str = "RESTORE.txt";
 pub(crate) const SHA256SUMS: &str = "SHA256SUMS";
 pub(crate) const DECRYPT_PY: &str = "decrypt.py";
@@ -38,6 +42,14 @@ impl BackupDir {
 
     pub(crate) fn pending(&self) -> Result<Key> {
         self.0.join(PENDING)
+    }
+
+    pub(crate) fn pinned(&self) -> Result<Key> {
+        self.0.join(PINNED)
+    }
+
+    pub(crate) fn condemned(&self) -> Result<Key> {
+        self.0.join(CONDEMNED)
     }
 
     pub(crate) fn keys(&self) -> Result<Key> {

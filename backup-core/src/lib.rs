@@ -3,6 +3,7 @@
 //! This crate holds the traits that datastores, stores and transforms implement ([`Source`], [`RestoreTarget`],
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
+mod command;
 mod digest;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod manifest;
 mod memory;
 mod name;
 mod observer;
+mod placement;
 mod proof;
 mod reader;
 mod repository;
@@ -26,6 +28,7 @@ mod transform;
 mod whole;
 mod workers;
 
+pub use command::{ARTIFACT_VARIABLE, CommandFailure, CommandLine, CommandSource, CommandTarget};
 pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
@@ -38,11 +41,15 @@ pub use manifest::{
 pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
+pub use placement::{CopyRule, Placement, ShortOf, Shortfall, copies};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, Export, Repository, RepositoryBuilder,
-    RestoreBuilder, RestoreOutcome, RestoreTo, Unreadable, Verify, VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, KeptWrap, KeyCheck,
+    KeyReport, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet, RecoverySheetBuilder, Replica,
+    Replicate, ReplicateFailure, ReplicateReport, Repository, RepositoryBuilder, RestoreBuilder,
+    RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport, Rotated, SetList, SinkPlan, Spared,
+    Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
@@ -55,7 +62,7 @@ pub use sink::{
     put_bytes, read_bytes,
 };
 pub use source::{
-    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader,
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader, Recipe,
     Snapshot, SnapshotRequest, Source, SourceReport, Warning,
 };
 pub use target::{

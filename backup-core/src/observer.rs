@@ -84,6 +84,17 @@ pub enum Event<'a> {
         /// The error.
         error: &'a Error,
     },
+    /// A backup was deleted from a sink by a prune, or what was left of one by a sweep.
+    Deleted {
+        /// The sink.
+        sink: &'a SinkId,
+        /// The set.
+        set: &'a SetName,
+        /// The backup.
+        id: BackupId,
+        /// Stored bytes that were freed.
+        freed: u64,
+    },
     /// Something a person should know.
     Warning(&'a Warning),
     /// A verb ended.

@@ -1,13 +1,25 @@
 //! [`Repository`]: sinks, a transform chain and keys together, and the verbs on them.
 
+mod access;
 mod backup;
 mod builder;
 mod catalog;
+mod check_keys;
+mod clear;
 mod commit;
 mod contents;
 mod export;
+mod guard;
 mod notes;
+mod parent;
+mod pin;
+mod prune;
+mod recovery_sheet;
+mod replicate;
 mod restore;
+mod rotate;
+mod sets;
+mod sweep;
 mod verify;
 mod wrap;
 
@@ -17,18 +29,28 @@ use std::sync::Arc;
 pub use backup::{Backup, BackupReport};
 pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
+pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
+pub use prune::{DeletedBackup, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared};
+pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
+pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
+pub use sets::SetList;
+pub use sweep::{Sweep, SweepReport, Swept};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
+use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
+use crate::placement::{CopyRule, Placement, Shortfall};
+use crate::retention::{PitrRange, RetentionPolicy, pitr_ranges};
 use crate::sink::Sink;
-use crate::source::Source;
+use crate::source::{Source, Warning};
 use crate::transform::{Chain, Transform};
 use crate::workers::Workers;
 
@@ -53,8 +75,15 @@ use crate::workers::Workers;
 #[derive(Clone)]
 pub struct Repository(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     sinks: Vec<Arc<dyn Sink>>,
+    /// Where each of `sinks` is.
+    placements: Vec<Placement>,
+    production: Placement,
+    rule: Option<CopyRule>,
+    /// What is unwise about the sinks.
+    warnings: Vec<Warning>,
     required_copies: usize,
     require_encryption: bool,
     chain: Arc<Chain>,
@@ -75,7 +104,12 @@ impl Repository {
 
     /// The ids of its sinks, in the order they were given.
     pub fn sinks(&self) -> impl Iterator<Item = &SinkId> {
-        self.0.sinks.iter().map(|s| s.id())
+        self.0.sinks.iter().map(super::sink::Sink::id)
+    }
+
+    /// What is unwise about the sinks together: two on one file system. Every backup's report repeats it.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.0.warnings
     }
 
     /// Backs `source` up as a new backup of `set`.
@@ -93,6 +127,34 @@ impl Repository {
         self.0.catalog(SetName::parse(set)?).list().await
     }
 
+    /// The sets that have a backup. Lists every sink whole.
+    pub async fn sets(&self) -> Result<SetList> {
+        self.0.sets(&Watch::new(self.0.observers.clone())).await
+    }
+
+    /// Lets the backups of `set` be opened by `keyring`, and no longer by the keys of this repository that do not wrap
+    /// in it: writes new wraps, proves that they open, and deletes the old ones. Give new backups the new keyring first,
+    /// else they are wrapped with the old keys. A new passphrase must be permitted by
+    /// [`allow_new_passphrase`](crate::KeyringBuilder::allow_new_passphrase).
+    pub fn rotate<'a>(&'a self, set: &str, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, Some(set), keyring)
+    }
+
+    /// Like [`rotate`](Self::rotate), for every set.
+    pub fn rotate_all<'a>(&'a self, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, None, keyring)
+    }
+
+    /// Opens the newest backup of every set with each key of the keyring alone.
+    pub async fn check_keys(&self) -> Result<KeyReport> {
+        self.0.check_keys().await
+    }
+
+    /// A text to be printed and kept: where the backups are, which keys open them, and how to restore them by hand.
+    pub fn recovery_sheet(&self) -> RecoverySheetBuilder<'_> {
+        RecoverySheetBuilder::new(self)
+    }
+
     /// What a backup contains.
     pub async fn contents(&self, set: &str, id: BackupId) -> Result<Contents> {
         Contents::open(&self.0, SetName::parse(set)?, id).await
@@ -103,9 +165,49 @@ impl Repository {
         Verify::new(self, set, id)
     }
 
+    /// Copies a backup, and those it refers to, to the sinks that lack it, and heals damaged objects from intact copies.
+    pub fn replicate<'a>(&'a self, set: &str, id: BackupId) -> Replicate<'a> {
+        Replicate::new(self, set, Some(id))
+    }
+
+    /// Like [`replicate`](Self::replicate), for every backup of `set`.
+    pub fn replicate_all<'a>(&'a self, set: &str) -> Replicate<'a> {
+        Replicate::new(self, set, None)
+    }
+
     /// Restores a backup of `set`: choose which, then into what.
     pub fn restore<'a>(&'a self, set: &str) -> RestoreBuilder<'a> {
         RestoreBuilder::new(self, set)
+    }
+
+    /// Plans which backups of `set` go by `policy`, and then deletes them.
+    ///
+    /// ```
+    /// # async fn example() -> backup_core::Result<()> {
+    /// use backup_core::{Gfs, MemorySink, MemorySource, Repository};
+    ///
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// repo.backup("app/data", &MemorySource::new().artifact("greeting", "hello")).await?;
+    ///
+    /// let plan = repo.prune("app/data", &Gfs::new().daily(30).monthly(12)).plan().await?;
+    /// println!("{plan}"); // what goes and what stays on each sink, and why
+    /// let report = plan.execute().await?.into_result()?;
+    /// assert!(report.deleted.is_empty()); // never the last one
+    /// # Ok(()) }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub fn prune<'a>(&'a self, set: &str, policy: &'a dyn RetentionPolicy) -> Prune<'a> {
+        Prune::new(self, set, policy)
+    }
+
+    /// Removes what runs of `set` that died left behind, and unfinished uploads.
+    pub fn sweep<'a>(&'a self, set: &str) -> Sweep<'a> {
+        Sweep::new(self, set)
+    }
+
+    /// The intervals in which every moment can be restored from the backups and log slices of `set`, oldest first.
+    pub async fn pitr_ranges(&self, set: &str) -> Result<Vec<PitrRange>> {
+        Ok(pitr_ranges(&self.backups(set).await?))
     }
 
     /// Reads artifacts of a backup as plain bytes, verified: to hand them to another tool.
@@ -117,7 +219,7 @@ impl Repository {
 impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Repository")
-            .field("sinks", &self.0.sinks.iter().map(|s| s.id()).collect::<Vec<_>>())
+            .field("sinks", &self.0.sinks.iter().map(super::sink::Sink::id).collect::<Vec<_>>())
             .field("chain", &self.0.chain)
             .field("required_copies", &self.0.required_copies)
             .finish_non_exhaustive()
@@ -125,6 +227,13 @@ impl fmt::Debug for Repository {
 }
 
 impl Inner {
+    /// Which parts of the copy rule are not kept when these sinks hold a copy.
+    fn shortfalls<'a>(&self, copies: impl Iterator<Item = &'a SinkId>) -> Vec<Shortfall> {
+        let Some(rule) = &self.rule else { return Vec::new() };
+        let held: Vec<_> = copies.filter_map(|id| self.sinks.iter().position(|s| s.id() == id)).collect();
+        rule.shortfalls(&self.production, held.iter().filter_map(|n| self.placements.get(*n)))
+    }
+
     /// The position of a sink by id.
     fn sink_number(&self, id: &SinkId) -> Result<usize> {
         self.sinks.iter().position(|s| s.id() == id).ok_or_else(|| {

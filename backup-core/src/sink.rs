@@ -59,6 +59,12 @@ pub trait Sink: Debug + Send + Sync {
         256 * 1024
     }
 
+    /// Names what would take this sink with it when it is lost: a file system, a bucket. Two sinks of one repository that
+    /// name the same are warned of. `None`: not known.
+    fn failure_domain(&self) -> Option<String> {
+        None
+    }
+
     /// Tries out what the sink must be able to do (create-new, list, range reads) and reports what is denied
     /// or unwise. The default does nothing.
     async fn probe(&self) -> Result<Vec<Warning>> {
@@ -86,6 +92,50 @@ pub trait Sink: Debug + Send + Sync {
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
         let _ = (from, to, options);
         Ok(false)
+    }
+}
+
+/// A shared sink is a sink: for those that are chosen at run time.
+#[async_trait]
+impl<S: Sink + ?Sized> Sink for std::sync::Arc<S> {
+    fn id(&self) -> &SinkId {
+        (**self).id()
+    }
+    async fn create(&self, key: &Key, options: PutOptions) -> Result<Box<dyn SinkWriter>> {
+        (**self).create(key, options).await
+    }
+    async fn open(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream> {
+        (**self).open(key, range).await
+    }
+    async fn head(&self, key: &Key) -> Result<ObjectInfo> {
+        (**self).head(key).await
+    }
+    fn list(&self, prefix: &Key) -> BoxStream<'static, Result<ObjectInfo>> {
+        (**self).list(prefix)
+    }
+    async fn delete(&self, key: &Key) -> Result<()> {
+        (**self).delete(key).await
+    }
+    fn writer_memory(&self) -> usize {
+        (**self).writer_memory()
+    }
+    fn failure_domain(&self) -> Option<String> {
+        (**self).failure_domain()
+    }
+    async fn probe(&self) -> Result<Vec<Warning>> {
+        (**self).probe().await
+    }
+    async fn space(&self) -> Result<Option<Space>> {
+        (**self).space().await
+    }
+    async fn sweep(&self, older_than: Duration) -> Result<u64> {
+        (**self).sweep(older_than).await
+    }
+    async fn thaw(&self, key: &Key) -> Result<()> {
+        (**self).thaw(key).await
+    }
+    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
+        (**self).copy_within(from, to, options).await
     }
 }
 

@@ -221,6 +221,9 @@ pub struct Recipe {
     /// A command per artifact name that reads the plain artifact from standard input. An artifact without one
     /// is written to a file of its name.
     pub commands: BTreeMap<String, String>,
+    /// A command that reads all artifacts that have none of their own, one after the other in the order of the
+    /// manifest, from standard input: for formats whose files may be joined.
+    pub joined: Option<String>,
     /// What to do last.
     pub after: Vec<String>,
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use backup_core::{
     ArtifactFormat, ArtifactMeta, ErrorKind, Key, MemorySink, MemorySource, MemoryTarget, ObjectKind,
-    PutOptions, RestoreTarget as _, Selection, SnapshotRequest, Source as _, put_bytes, read_bytes,
+    PutOptions, RestoreTarget as _, Selection, Sink as _, SnapshotRequest, Source as _, put_bytes,
+    read_bytes,
 };
 use backup_testkit::{
     Fault, FaultySink, Operation, RecordingSink, Rule, SinkSuite, SourceSuite, TargetSuite, capture, noise,
 };
+use futures::StreamExt as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_memory_sink_keeps_the_contract_of_sinks() {
@@ -81,7 +83,7 @@ async fn a_backup_with_foreign_proofs_is_refused_by_a_memory_target() {
 }
 
 async fn put_and_read(sink: &FaultySink) -> backup_core::Result<bytes::Bytes> {
-    let key = Key::parse("a/b").unwrap();
+    let key = Key::parse("a/b")?;
     put_bytes(sink, &key, noise(100, 1), PutOptions::create_new(ObjectKind::Note)).await?;
     read_bytes(sink, &key, 1000).await
 }
@@ -115,8 +117,6 @@ async fn each_fault_does_what_it_is_named_for() {
     assert_eq!(read_bytes(&sink, &key, 1000).await.unwrap(), noise(100, 1)[..50], "a cut has no error");
     sink.arm(Rule::nth(1).on(Operation::Read).fault(Fault::Short { kind: ErrorKind::Corrupt }));
     let mut stream = sink.open(&key, None).await.unwrap();
-    use backup_core::Sink as _;
-    use futures::StreamExt as _;
     assert_eq!(stream.next().await.unwrap().unwrap().len(), 50);
     assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(stream.next().await.is_none(), "an error is the last item");
@@ -140,7 +140,6 @@ async fn a_recording_counts_bytes_written_and_read() {
     let sink = RecordingSink::new(MemorySink::new());
     let key = Key::parse("a/b").unwrap();
     put_bytes(&sink, &key, noise(1000, 1), PutOptions::create_new(ObjectKind::Note)).await.unwrap();
-    use backup_core::Sink as _;
     let stream = sink.open(&key, Some(10..30)).await.unwrap();
     backup_testkit::collect(stream).await.unwrap();
     assert_eq!((sink.bytes_written(), sink.bytes_read()), (1000, 20));

@@ -1,4 +1,5 @@
 //! The verbs of a repository over in-memory sinks: what exists when, and what comes back.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -236,7 +237,7 @@ async fn every_object_flipped_truncated_or_deleted_is_noticed() {
     let source = MemorySource::new().artifact("big", noise(6_000_000)).artifact("small", "hello");
     let done = repo.backup("app", &source).await.unwrap();
     let keys = sinks.0.keys();
-    assert!(keys.iter().any(|k| k.as_str().ends_with(".idx")));
+    assert!(keys.iter().any(|k| k.as_str().contains(".idx")));
     for key in keys {
         let original = sinks.0.get(&key).unwrap();
         for damage in 0..4 {

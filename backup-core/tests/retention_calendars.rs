@@ -1,5 +1,8 @@
 //! Worked calendars: which backup stands for which hour, day, week, month and year.
 
+// The helpers of tests are tests too, which the lint's own exception does not see.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use backup_core::{

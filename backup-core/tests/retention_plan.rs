@@ -1,5 +1,8 @@
 //! What a plan protects, whatever the policy says, and when it refuses.
 
+// The helpers of tests are tests too, which the lint's own exception does not see.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -316,4 +319,21 @@ fn a_chain_of_a_hundred_thousand_increments_is_planned_without_recursion() {
         chain.push(next);
     }
     assert!(forgotten(&chain, &FORGET_ALL, 100_000).is_empty());
+}
+
+#[test]
+fn a_parent_whose_clock_was_ahead_of_its_childs_is_deleted_after_all_its_children() {
+    let parent = full(5);
+    let (early, late) = (child(1, &parent), child(9, &parent));
+    let log = slice(2, 4);
+    let order = [log.id, late.id, early.id, parent.id];
+    let plan = PrunePlan::new(&[parent, early, late, log, full(20)], &FORGET_ALL, at(30));
+    assert_eq!(plan.deletions(), order);
+}
+
+#[test]
+fn a_parent_that_stays_for_its_child_keeps_its_log_too() {
+    let parent = full(0);
+    let backups = [slice(0, 4), slice(4, 8), child(8, &parent), parent];
+    assert!(forgotten(&backups, &KeepLast::new(1), 30).is_empty());
 }

@@ -127,7 +127,7 @@ impl DirectorySourceBuilder {
     /// Lets a backup succeed although files or directories could not be read; they are named in its warnings and
     /// details.
     ///
-    /// Without it, the backup fails once the whole tree was read, and the error names them. A file that has been
+    /// Without it, the backup fails once the whole tree was read, and the error says how many they are and names the first. A file that has been
     /// missing from every backup since its mode changed is otherwise found on the day it is needed.
     pub fn allow_unreadable(mut self) -> Self {
         self.allow_unreadable = true;

@@ -38,8 +38,9 @@ mod walk;
 /// ```
 ///
 /// The archives, `files-00001`, `files-00002` and so on, are complete POSIX (pax) archives of bounded size, and
-/// hold the entries in byte order of their names. Extracted one after the other by `tar --extract`, they give the
-/// tree: regular files, sparse ones with their holes, directories, symbolic and hard links, named pipes; with owners,
+/// hold the entries in byte order of their names. Extracted as one stream (`cat files-*.tar | tar --extract
+/// --ignore-zeros`), or one after the other, they give the tree, though one after the other the directories that go
+/// on in a later archive lose their mtime: regular files, sparse ones with their holes, directories, symbolic and hard links, named pipes; with owners,
 /// modes, times in nanoseconds, extended attributes and POSIX ACLs. The same tree gives the same bytes. Sockets and
 /// device nodes are left out and counted in the details; device nodes also give a warning.
 ///
@@ -54,7 +55,7 @@ mod walk;
 /// * If it was still not quiet, the backup has the warning `file-changed-while-read`, and the item the attribute
 ///   `"changed": true`.
 /// * A file that vanishes between being listed and being read gives the warning `file-vanished`.
-/// * A file or directory that cannot be read fails the backup at its end, with all of them named, unless
+/// * A file or directory that cannot be read fails the backup at its end, with the first of them named, unless
 ///   [`allow_unreadable`](DirectorySourceBuilder::allow_unreadable) is set; then each gives the warning
 ///   `file-unreadable`.
 ///
@@ -108,6 +109,6 @@ impl Source for DirectorySource {
     }
 
     async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
-        snapshot::begin(Arc::clone(&self.config), request).await
+        snapshot::begin(Arc::clone(&self.config), request)
     }
 }

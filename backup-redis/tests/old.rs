@@ -117,10 +117,9 @@ fn old() -> Vec<u8> {
     });
     key(9, "zipmap", &|o| string(o, b"\x02\x03foo\x03\x02bar\0\0\x05hello\x05\x00world\xff"));
     key(10, "ziplist", &|o| {
-        string(
-            o,
-            &ziplist(&[b"a", b"7", b"-100", b"30000", b"8000000", b"2000000000", b"5000000000", &long, b"z"]),
-        )
+        let entries: &[&[u8]] =
+            &[b"a", b"7", b"-100", b"30000", b"8000000", b"2000000000", b"5000000000", &long, b"z"];
+        string(o, &ziplist(entries));
     });
     key(11, "intset", &|o| string(o, &[4, 0, 0, 0, 2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0]));
     key(12, "zset as ziplist", &|o| string(o, &ziplist(&[b"a", b"1", b"b", b"2.25"])));
@@ -183,7 +182,7 @@ fn old_encodings_are_decoded() {
 #[test]
 fn a_server_that_loads_old_encodings_proves_the_same() {
     let Some(program) = std::env::var_os("BACKUP_TEST_REDIS_BIN") else {
-        println!("skipped: no redis here (set BACKUP_TEST_REDIS_BIN, or run scripts/servers)");
+        backup_testkit::skip("no redis here (set BACKUP_TEST_REDIS_BIN, or run scripts/servers)");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -34,8 +34,9 @@ pub use plan::{Fault, Rule};
 /// let inner = MemorySink::new();
 /// let sink = FaultySink::new(inner.clone());
 /// sink.arm(Rule::nth(1).on(Operation::Write).fault(Fault::short_write()));
-/// let put = put_bytes(&sink, &Key::parse("a").unwrap(), "bytes".into(), PutOptions::create_new(ObjectKind::Note));
-/// assert!(put.await.is_err());
+/// let key = Key::parse("a").unwrap();
+/// let put = put_bytes(&sink, &key, "bytes".into(), PutOptions::create_new(ObjectKind::Note)).await;
+/// assert!(put.is_err());
 /// assert!(inner.keys().is_empty());
 /// assert_eq!(sink.total(), 3); // create, write, abort
 /// # }
@@ -116,6 +117,10 @@ impl Sink for FaultySink {
 
     fn writer_memory(&self) -> usize {
         self.inner.writer_memory()
+    }
+
+    fn failure_domain(&self) -> Option<String> {
+        self.inner.failure_domain()
     }
 
     async fn probe(&self) -> Result<Vec<Warning>> {

@@ -19,19 +19,32 @@
 
 mod bytes;
 mod capture;
+mod crash;
 mod faulty;
+pub mod http;
+mod moto;
 mod operation;
+mod proxy;
 mod recording;
 pub mod retention;
+mod s3_stub;
+mod servers;
 pub mod sink;
 mod source;
 mod target;
+pub mod tools;
+pub mod transform;
 
 pub use bytes::{collect, noise};
 pub use capture::{Captured, capture};
+pub use crash::{Crash, CrashChild, Ended, Kill};
 pub use faulty::{Fault, FaultySink, Rule};
+pub use moto::{Moto, dead_address};
 pub use operation::Operation;
+pub use proxy::{FaultProxy, FaultSchedule, NetworkFault};
 pub use recording::{Record, RecordingSink};
+pub use s3_stub::{S3Stub, SeenPart};
+pub use servers::{Found, Server, ServerCommand, find_server, free_port, skip};
 pub use sink::SinkSuite;
 pub use source::SourceSuite;
 pub use target::TargetSuite;

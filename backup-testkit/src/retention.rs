@@ -7,6 +7,11 @@
 //!
 //! backup_testkit::retention::check(&KeepLast::new(7));
 //! ```
+//!
+//! Each check panics with the broken rule, the policy and where in the history it broke.
+
+// Said once, above.
+#![allow(clippy::missing_panics_doc)]
 
 use std::collections::BTreeSet;
 

@@ -15,7 +15,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -23,7 +23,7 @@ impl Random {
     }
 
     fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(limit) >> 64) as u64
+        u64::try_from((u128::from(self.number()) * u128::from(limit)) >> 64).unwrap_or(0)
     }
 }
 
@@ -57,7 +57,7 @@ pub fn make(root: &Path, bytes: u64) -> io::Result<()> {
     for n in 0..200 {
         let mut file = BufWriter::new(File::create(root.join(format!("images/cover-{n:03}.jpg")))?);
         for _ in 0..bytes / 5 / 200 / 8 {
-            file.write_all(&random.next().to_le_bytes())?;
+            file.write_all(&random.number().to_le_bytes())?;
         }
         file.flush()?;
     }
@@ -106,7 +106,7 @@ fn log(out: &mut impl io::Write, bytes: u64, random: &mut Random) -> io::Result<
             random.below(60),
             [200, 200, 200, 304, 404, 500][usize::try_from(random.below(6)).unwrap_or(0)],
             random.below(100_000),
-            random.next()
+            random.number()
         )?;
         out.write_all(&line)?;
         written += line.len() as u64;

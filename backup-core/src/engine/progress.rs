@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::observer::{Event, Observer};
 
-/// Least time between two progress events.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Least time between two progress events, in milliseconds.
+const PROGRESS_EVERY_MS: u64 = 200;
 
 /// The counters and observers of one run. Cloning shares them.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ impl Watch {
         let elapsed = self.elapsed();
         let now = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let told = self.0.told.load(Relaxed);
-        let due = now >= told + PROGRESS_EVERY.as_millis() as u64;
+        let due = now >= told + PROGRESS_EVERY_MS;
         if due && self.0.told.compare_exchange(told, now, Relaxed, Relaxed).is_ok() {
             let plain = self.0.plain.load(Relaxed);
             let total = self.0.total.load(Relaxed);

@@ -136,6 +136,10 @@ impl StoredReader {
                 }
             }
         }
+        if let ([_], Some(only)) = (&*self.copies, failures.last_mut()) {
+            let only = std::mem::replace(only, Error::new(ErrorKind::Internal, "read object"));
+            return Err(only.with("key", &self.key));
+        }
         let mut error = Error::corrupt(
             "read object",
             "no copy holds this block undamaged; restore the rest with a selection, or another backup",

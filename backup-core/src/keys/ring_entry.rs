@@ -75,6 +75,11 @@ impl RingEntry {
         format!("p-{}", &digest[..16])
     }
 
+    /// Rounds of PBKDF2.
+    pub(super) fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
     fn check_format(&self, id: &str) -> Result<()> {
         check_format("open keyring", id, self.format, &[(&self.kdf, KDF), (&self.cipher, CIPHER)])
     }
@@ -113,4 +118,23 @@ fn stretch(passphrase: &[u8], rounds: u32, salt: &[u8]) -> Result<Secret32> {
     let mut key = Secret32::default();
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, passphrase, key.as_mut_slice());
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_with_hostile_rounds_is_refused_before_anything_is_computed() {
+        let (entry, _) = RingEntry::create(b"x", *ROUNDS.start()).unwrap();
+        for rounds in [0, 1, ROUNDS.start() - 1, ROUNDS.end() + 1, u32::MAX] {
+            let hostile = RingEntry { rounds, ..entry.clone() };
+            // It is named like its content, so that nothing else is wrong with it.
+            let file = serde_json::to_vec(&hostile).unwrap();
+            let parsed = RingEntry::parse(&hostile.id(), &file).unwrap();
+            assert_eq!(parsed.open(b"x").err().map(|e| e.kind()), Some(ErrorKind::LimitExceeded), "{rounds}");
+        }
+        assert!(entry.open(b"x").unwrap().is_some());
+        assert!(entry.open(b"y").unwrap().is_none());
+    }
 }

@@ -20,7 +20,7 @@ use crate::whole::{WHOLE_BYTES, whole_proof};
 /// A target that keeps restored artifacts in memory. Cloning gives another handle to the same content.
 ///
 /// It takes any format as plain bytes, so it can prove only backups whose source proves artifacts as a whole
-/// ([`MemorySource`](crate::MemorySource), commands); others are refused at `begin`.
+/// ([`MemorySource`](crate::MemorySource), [`CommandSource`](crate::CommandSource)); others are refused at `begin`.
 /// A replacing restore of a selection replaces the selected artifacts and leaves the others.
 #[derive(Clone, Default)]
 pub struct MemoryTarget {

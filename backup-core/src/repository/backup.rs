@@ -1,6 +1,6 @@
 //! The backup verb.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::Notes;
+use super::parent::Parent;
 use super::{Inner, Repository};
 use crate::digest::Digest;
 use crate::engine::encode::{Encoded, Scope};
@@ -27,7 +28,7 @@ use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING};
+use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
 use crate::manifest::{
     FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
@@ -37,7 +38,9 @@ use crate::proof::Proofs;
 use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
-use crate::source::{Artifact, ArtifactMeta, Outcome, SnapshotRequest, Source, SourceReport, Warning};
+use crate::source::{
+    Artifact, ArtifactMeta, Outcome, ParentReader, SnapshotRequest, Source, SourceReport, Warning,
+};
 
 /// A backup to be made: set options, then await.
 #[must_use = "a backup runs when it is awaited"]
@@ -45,14 +48,21 @@ pub struct Backup<'a> {
     repository: &'a Repository,
     set: String,
     source: &'a dyn Source,
-    selection: Selection,
+    options: Options,
     only: Option<Vec<String>>,
-    labels: BTreeMap<String, String>,
-    keep_for: Option<TimeDelta>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     started: Option<DateTime<Utc>>,
+}
+
+/// What to back up, and what to say about it.
+#[derive(Debug, Default)]
+struct Options {
+    selection: Selection,
+    labels: BTreeMap<String, String>,
+    keep_for: Option<TimeDelta>,
+    incremental: bool,
 }
 
 /// What a backup did.
@@ -87,10 +97,8 @@ impl<'a> Backup<'a> {
             repository,
             set: set.to_owned(),
             source,
-            selection: Selection::all(),
+            options: Options::default(),
             only: None,
-            labels: BTreeMap::new(),
-            keep_for: None,
             rate_limit: None,
             observers: Vec::new(),
             shutdown: None,
@@ -106,19 +114,27 @@ impl<'a> Backup<'a> {
 
     /// Backs up only what is selected.
     pub fn selection(mut self, selection: Selection) -> Self {
-        self.selection = selection;
+        self.options.selection = selection;
+        self
+    }
+
+    /// Stores only what changed since the newest backup of the set that is good on every sink; the rest is referred to,
+    /// wherever it was stored first. Becomes a full backup where there is no such parent, or where the source cannot
+    /// build on it.
+    pub fn incremental(mut self) -> Self {
+        self.options.incremental = true;
         self
     }
 
     /// Adds a label. Labels are readable by anyone who may read the sinks.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.labels.insert(name.into(), value.into());
+        self.options.labels.insert(name.into(), value.into());
         self
     }
 
     /// Keeps this backup for at least `time`, whatever the retention policy says.
     pub fn keep_for(mut self, time: Duration) -> Self {
-        self.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
+        self.options.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
     }
 
@@ -150,7 +166,7 @@ impl<'a> Backup<'a> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
         if let Some(only) = &self.only {
-            self.selection = Selection::globs(only)?;
+            self.options.selection = Selection::globs(only)?;
         }
         let started = self.started.unwrap_or_else(Utc::now);
         let id = BackupId::new(started, random()?);
@@ -162,7 +178,7 @@ impl<'a> Backup<'a> {
         let dir = BackupDir::new(&set, id)?;
         let shutdown = self.shutdown.take();
         let cancelled = CancellationToken::new();
-        let mut cleanup = Cleanup::new(inner.sinks.clone(), dir.clone());
+        let mut cleanup = Cleanup::new(inner.patience, inner.sinks.clone(), dir.clone());
         let prepared = {
             let mut run = Run {
                 inner,
@@ -183,7 +199,7 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.selection, &self.labels, self.keep_for);
+                let work = run.prepare(&mut cleanup, &self.options);
                 match shutdown {
                     None => work.await,
                     Some(shutdown) => tokio::select! {
@@ -261,23 +277,22 @@ struct Prepared {
 }
 
 impl Run<'_> {
-    async fn prepare(
-        &mut self,
-        cleanup: &mut Cleanup,
-        selection: &Selection,
-        labels: &BTreeMap<String, String>,
-        keep_for: Option<TimeDelta>,
-    ) -> Result<Prepared> {
+    async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         let previous = self.previous().await?;
-        let pending = Pending::new(&self.set, self.id, None);
+        let mut parent = if options.incremental { self.parent().await? } else { None };
+        let pending = Pending::new(&self.set, self.id, parent.as_ref().map(ParentReader::id));
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
         self.lose(failures)?;
+        let full_instead = self.give_up_unusable(&mut parent).await?;
         self.wrap_key().await?;
 
-        let request =
-            SnapshotRequest { parent: None, selection: selection.clone(), cancelled: self.cancelled.clone() };
+        let request = SnapshotRequest {
+            parent: parent.as_ref().map(|parent| parent as &dyn ParentReader),
+            selection: options.selection.clone(),
+            cancelled: self.cancelled.clone(),
+        };
         cleanup.hold(self.source.snapshot(request).await?);
         let (artifacts, details) = self.artifacts(cleanup).await?;
         let mut report = cleanup.snapshot()?.finish().await?;
@@ -285,13 +300,19 @@ impl Run<'_> {
             self.pipeline.watch.event(&Event::Warning(warning));
         }
         let items = report.items.len();
-        let (proofs, warnings) = (report.proofs.clone(), report.warnings.clone());
+        let (proofs, mut warnings) = (report.proofs.clone(), report.warnings.clone());
+        warnings.extend(full_instead);
+        let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
         let mut manifest = Manifest {
             format: FORMAT,
             set: self.set.clone(),
             id: self.id,
-            kind: BackupKind::Full,
+            kind: match &parent {
+                // A source that could not build on the parent made a full.
+                Some(parent) if !references.is_empty() => BackupKind::Incremental { parent: parent.id() },
+                _ => BackupKind::Full,
+            },
             source: SourceInfo {
                 kind: self.source.kind().to_owned(),
                 server_version: report.server_version.clone(),
@@ -300,14 +321,14 @@ impl Run<'_> {
             finished: self.started,
             consistent_at: report.consistent_at,
             log_position: report.log_position.take(),
-            keep_until: keep_for.and_then(|time| self.started.checked_add_signed(time)),
+            keep_until: options.keep_for.and_then(|time| self.started.checked_add_signed(time)),
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
             details: self.details(head, &mut report).await?,
             notes: Vec::new(),
-            references: std::collections::BTreeSet::new(),
-            labels: labels.clone(),
+            references,
+            labels: options.labels.clone(),
             previous,
             totals: Totals::default(),
             required_copies: u32::try_from(self.inner.required_copies).unwrap_or(u32::MAX),
@@ -326,14 +347,45 @@ impl Run<'_> {
     /// The newest backup of the set before this one.
     async fn previous(&self) -> Result<Option<Previous>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let (ids, _) = catalog.ids().await?;
-        for id in ids.into_keys().rev().filter(|id| *id < self.id) {
+        let found = catalog.ids().await?;
+        for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
             }
         }
         Ok(None)
+    }
+
+    /// The backup to build upon, if there is one.
+    async fn parent(&self) -> Result<Option<Parent>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        self.inner.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+    }
+
+    /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker
+    /// names it by now: a prune that begins later leaves it.
+    async fn give_up_unusable(&self, parent: &mut Option<Parent>) -> Result<Option<Warning>> {
+        let Some(id) = parent.as_ref().map(ParentReader::id) else { return Ok(None) };
+        let watch = &self.pipeline.watch;
+        let mut failures = self.inner.ensure_parent(&self.alive, &self.set, id, watch).await?;
+        let Some((_, why)) = failures.pop() else { return Ok(None) };
+        *parent = None;
+        let warning = Warning::new("full-instead-of-incremental", why.chain());
+        watch.event(&Event::Warning(&warning));
+        Ok(Some(warning))
+    }
+
+    /// The backups that the new one refers to. A sink that lost one of them does not count any more.
+    async fn references(
+        &mut self,
+        report: &SourceReport,
+        parent: Option<&Parent>,
+    ) -> Result<BTreeSet<BackupId>> {
+        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
+        let (references, failures) = self.inner.references(&catalog, report, parent, &self.alive).await?;
+        self.lose(failures)?;
+        Ok(references)
     }
 
     /// Makes the backup's key and stores its wraps.
@@ -405,7 +457,8 @@ impl Run<'_> {
     ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
         let Artifact { meta, data } = artifact;
         let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
-        if meta.name.is_empty() || meta.name == DETAILS || object == MANIFEST || object == PENDING {
+        let reserved = [MANIFEST, PENDING, PINNED].contains(&object.as_str());
+        if meta.name.is_empty() || meta.name == DETAILS || reserved {
             return Err(Error::new(ErrorKind::SourceFailed, "read source")
                 .message("the source gave an artifact a reserved name")
                 .with("artifact", &meta.name));
@@ -539,6 +592,13 @@ async fn commit(
     watch: &Watch,
 ) -> Result<BackupReport> {
     let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    match inner.still_ours(&alive, dir, &manifest, watch).await {
+        Ok(lost) => {
+            alive.retain(|(n, _)| lost.iter().all(|(failed, _)| failed != n));
+            failed.extend(lost);
+        }
+        Err(error) => failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error))),
+    }
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
@@ -559,16 +619,18 @@ async fn commit(
             failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error)));
         }
     }
+    let short = inner.shortfalls(alive.iter().map(|(_, sink)| sink.id()));
     let outcome = match alive.len() {
         0 => Outcome::Aborted,
-        n if n < inner.required_copies => Outcome::Degraded,
+        n if n < inner.required_copies || !short.is_empty() => Outcome::Degraded,
         _ => Outcome::Committed,
     };
+    // Before the source is closed, which may take long: replicators wait for this only some minutes.
+    tidy(inner, dir, &alive).await;
     let closed = match snapshot {
         Some(snapshot) => snapshot.close(outcome).await,
         None => Ok(()),
     };
-    tidy(inner, dir, &alive).await;
     if outcome == Outcome::Aborted {
         return Err(all_failed(failed));
     }
@@ -579,18 +641,25 @@ async fn commit(
     if outcome == Outcome::Degraded {
         let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
             .message(
-                "the backup exists, but on fewer sinks than required; repair the sinks named here and \
+                "the backup exists, but on fewer sinks than required, or too close together; repair the sinks named here and \
                  replicate it, or back up again",
             )
             .with("id", manifest.id)
             .with("copies", alive.len())
             .with("required", inner.required_copies);
+        for short in &short {
+            error = error.with("short_of", short);
+        }
         for (sink, why) in &failed {
             error = error.with("failed", format_args!("{sink}: {}", why.chain()));
         }
         return Err(error);
     }
     let mut warnings = warnings;
+    for warning in &inner.warnings {
+        watch.event(&Event::Warning(warning));
+        warnings.push(warning.clone());
+    }
     if let Err(error) = closed {
         // The backup is safe; what the source could not release must still be said.
         let warning = Warning::new("source-not-released", error.chain());
@@ -611,21 +680,27 @@ async fn commit(
     })
 }
 
-/// After the commit: no pending marker where the backup is, nothing at all where it is not.
+/// After the commit: nothing at all where the backup is not, then no pending marker where it is. In this order, so that
+/// a replicator that finds no marker beside a manifest can be sure that nothing is removed from the other sinks any more.
 async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
-    let work = inner.sinks.iter().enumerate().map(|(number, sink)| async move {
-        let good = alive.iter().any(|(n, _)| *n == number);
+    let is_alive = |number: usize| alive.iter().any(|(n, _)| *n == number);
+    let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !is_alive(*n)).map(|(_, sink)| async move {
         // Failing here costs only some space until the orphan sweep; the backup itself is decided.
-        let _ = tokio::time::timeout(inner.patience.stall, async {
-            if good {
-                sink.delete(&dir.pending()?).await
-            } else if sink.head(&dir.manifest()?).await.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                super::commit::remove_all(sink, dir).await
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        let _ = inner
+            .patience
+            .bound(async {
+                match sink.head(&dir.manifest()?).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => {
+                        super::commit::remove_all(sink, dir, inner.patience).await
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .await;
     });
-    futures::future::join_all(work).await;
+    futures::future::join_all(failed).await;
+    let good = alive.iter().map(|(_, sink)| async move {
+        let _ = inner.patience.bound(async { sink.delete(&dir.pending()?).await }).await;
+    });
+    futures::future::join_all(good).await;
 }

@@ -1,6 +1,6 @@
 //! Finding the backups of a set and opening their manifests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::engine::read::StoredReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::keys::BackupKey;
-use crate::layout::{BackupDir, MANIFEST};
+use crate::layout::BackupDir;
 use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
@@ -26,7 +26,7 @@ use crate::sink::{Sink, read_bytes};
 /// Largest key wrap a reader accepts, in bytes.
 pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
-const MAX_WRAPS: usize = 256;
+pub(super) const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
 const READ_AT_ONCE: usize = 8;
 
@@ -70,9 +70,20 @@ impl IntoIterator for BackupList {
 
 /// The backups of one set.
 pub(super) struct Catalog<'a> {
-    inner: &'a Inner,
+    pub(super) inner: &'a Inner,
     pub(super) set: SetName,
     pub(super) watch: Watch,
+}
+
+/// What listing the sinks shows of a set.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The backups that have a manifest, and the sinks that list it.
+    pub(super) backups: BTreeMap<BackupId, Vec<Arc<dyn Sink>>>,
+    /// Those pinned on any sink.
+    pub(super) pinned: BTreeSet<BackupId>,
+    /// The sinks that could not be listed.
+    pub(super) unreachable: Vec<(SinkId, Error)>,
 }
 
 /// A backup whose manifest was opened.
@@ -100,53 +111,41 @@ impl Inner {
 }
 
 impl Catalog<'_> {
-    /// Which backups have a manifest, and on which sinks, without opening any. Fails when no sink can be listed.
-    pub(super) async fn ids(&self) -> Result<(BTreeMap<BackupId, Vec<Arc<dyn Sink>>>, Vec<(SinkId, Error)>)> {
-        let prefix = self.set.key()?;
-        let mut found: BTreeMap<BackupId, Vec<Arc<dyn Sink>>> = BTreeMap::new();
-        let mut unreachable = Vec::new();
+    /// Which backups have a manifest, on which sinks, and which are pinned, without opening any. Fails when no sink
+    /// can be listed.
+    pub(super) async fn ids(&self) -> Result<Found> {
+        let mut found = Found::default();
         for sink in &self.inner.sinks {
-            match self.ids_on(sink, &prefix).await {
-                Ok(ids) => ids.into_iter().for_each(|id| found.entry(id).or_default().push(Arc::clone(sink))),
-                Err(error) => {
-                    self.watch.event(&Event::SinkFailed { sink: sink.id(), error: &error });
-                    unreachable.push((sink.id().clone(), error));
-                }
-            }
-        }
-        if unreachable.len() == self.inner.sinks.len() {
-            if let Some((_, error)) = unreachable.pop() {
-                return Err(error);
-            }
-        }
-        Ok((found, unreachable))
-    }
-
-    async fn ids_on(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<BackupId>> {
-        self.inner
-            .patience
-            .retry(sink.id(), &self.watch, || async {
-                let mut ids = Vec::new();
-                let mut objects = sink.list(prefix);
-                while let Some(object) = objects.try_next().await? {
-                    let Some(rest) = object.key.strip_prefix(prefix) else { continue };
-                    let mut segments = rest.segments();
-                    if let (Some(id), Some(MANIFEST), None) =
-                        (segments.next(), segments.next(), segments.next())
-                    {
-                        ids.extend(id.parse::<BackupId>());
+            match self.inner.places(sink, &self.set, &self.watch).await {
+                Ok(places) => {
+                    for (id, place) in places {
+                        if place.manifest.is_some() {
+                            found.backups.entry(id).or_default().push(Arc::clone(sink));
+                        }
+                        if place.pinned {
+                            found.pinned.insert(id);
+                        }
                     }
                 }
-                Ok(ids)
-            })
-            .await
+                Err(error) => {
+                    self.watch.event(&Event::SinkFailed { sink: sink.id(), error: &error });
+                    found.unreachable.push((sink.id().clone(), error));
+                }
+            }
+        }
+        if found.unreachable.len() == self.inner.sinks.len()
+            && let Some((_, error)) = found.unreachable.pop()
+        {
+            return Err(error);
+        }
+        Ok(found)
     }
 
     /// All backups of the set.
     pub(super) async fn list(&self) -> Result<BackupList> {
-        let (found, unreachable) = self.ids().await?;
+        let Found { backups, pinned, unreachable } = self.ids().await?;
         let mut list = BackupList { unreachable, ..BackupList::default() };
-        let opening: Vec<BoxFuture<'_, _>> = found
+        let opening: Vec<BoxFuture<'_, _>> = backups
             .into_iter()
             .rev()
             .map(|(id, sinks)| async move { (id, self.open_on(id, &sinks).await, sinks) }.boxed())
@@ -154,7 +153,12 @@ impl Catalog<'_> {
         let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
         for (id, result, sinks) in opened {
             match result {
-                Ok(opened) => list.backups.push(opened.summary()),
+                Ok(opened) => {
+                    let mut summary = opened.summary(pinned.contains(&id));
+                    summary.shortfalls = self.inner.shortfalls(summary.copies.iter());
+                    summary.degraded |= !summary.shortfalls.is_empty();
+                    list.backups.push(summary);
+                }
                 Err(error) => list.unreadable.push(Unreadable {
                     id,
                     copies: sinks.iter().map(|s| s.id().clone()).collect(),
@@ -205,7 +209,7 @@ impl Catalog<'_> {
         }
     }
 
-    async fn open_copy(
+    pub(super) async fn open_copy(
         &self,
         dir: &BackupDir,
         id: BackupId,
@@ -232,23 +236,38 @@ impl Catalog<'_> {
         Ok((manifest, Digest::of(&bytes), key))
     }
 
-    async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
+    /// Whether an object is certainly not there.
+    pub(super) async fn is_gone(&self, sink: &Arc<dyn Sink>, key: &Key) -> bool {
+        let head = self.inner.patience.retry(sink.id(), &self.watch, || sink.head(key)).await;
+        head.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    }
+
+    pub(super) async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
         if self.inner.keyring.is_none() {
             return Ok(Vec::new());
         }
-        let mut wraps = Vec::new();
-        let mut objects = sink.list(prefix);
-        while let Some(object) = self.inner.patience.bound(async { objects.try_next().await }).await? {
-            if wraps.len() >= MAX_WRAPS {
-                return Err(Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix));
+        let list = || async {
+            let mut keys = Vec::new();
+            let mut objects = sink.list(prefix);
+            while let Some(object) = objects.try_next().await? {
+                if keys.len() >= MAX_WRAPS {
+                    return Err(
+                        Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix)
+                    );
+                }
+                keys.push(object.key);
             }
-            let bytes = self.read(sink, &object.key, WRAP_LIMIT).await?;
-            wraps.push((object.key.file_name().to_owned(), bytes));
+            Ok(keys)
+        };
+        let mut wraps = Vec::new();
+        for key in self.inner.patience.retry(sink.id(), &self.watch, list).await? {
+            let bytes = self.read(sink, &key, WRAP_LIMIT).await?;
+            wraps.push((key.file_name().to_owned(), bytes));
         }
         Ok(wraps)
     }
 
-    async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
+    pub(super) async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
         self.inner.patience.retry(sink.id(), &self.watch, || read_bytes(sink.as_ref(), key, limit)).await
     }
 }
@@ -269,28 +288,12 @@ fn worst(mut errors: Vec<(SinkId, Error)>) -> Error {
 }
 
 impl Opened {
-    pub(super) fn summary(&self) -> BackupSummary {
-        let manifest = &self.manifest;
-        BackupSummary {
-            id: manifest.id,
-            set: manifest.set.clone(),
-            kind: manifest.kind.clone(),
-            started: manifest.started,
-            finished: manifest.finished,
-            consistent_at: manifest.consistent_at,
-            log_position: manifest.log_position.clone(),
-            pinned: false,
-            keep_until: manifest.keep_until,
-            references: manifest.references.clone(),
-            labels: manifest.labels.clone(),
-            source_kind: manifest.source.kind.clone(),
-            plain_size: manifest.totals.plain,
-            stored_size: manifest.totals.stored,
-            encrypted: manifest.encrypted(),
-            sealed: true,
-            degraded: manifest.degraded() || self.copies.len() < manifest.required_copies as usize,
-            copies: self.copies.iter().map(|s| s.id().clone()).collect(),
-        }
+    pub(super) fn summary(&self, pinned: bool) -> BackupSummary {
+        let mut summary = summarize(&self.manifest, self.copies.iter().map(|s| s.id().clone()).collect());
+        summary.pinned = pinned;
+        // Manifests never change: a copy that was replicated later counts.
+        summary.degraded = self.copies.len() < self.manifest.required_copies as usize;
+        summary
     }
 
     /// A reader of the stored bytes of an object, from `copies` in their order.
@@ -325,6 +328,31 @@ impl Opened {
             }
         };
         reader(&object.object, object.size, index)
+    }
+}
+
+/// A manifest as lists show it. Pins are not in it, and degraded is what its writer knew.
+pub(super) fn summarize(manifest: &Manifest, copies: Vec<SinkId>) -> BackupSummary {
+    BackupSummary {
+        id: manifest.id,
+        set: manifest.set.clone(),
+        kind: manifest.kind.clone(),
+        started: manifest.started,
+        finished: manifest.finished,
+        consistent_at: manifest.consistent_at,
+        log_position: manifest.log_position.clone(),
+        pinned: false,
+        keep_until: manifest.keep_until,
+        references: manifest.references.clone(),
+        labels: manifest.labels.clone(),
+        source_kind: manifest.source.kind.clone(),
+        plain_size: manifest.totals.plain,
+        stored_size: manifest.totals.stored,
+        encrypted: manifest.encrypted(),
+        sealed: true,
+        shortfalls: Vec::new(),
+        degraded: manifest.degraded(),
+        copies,
     }
 }
 

@@ -65,16 +65,22 @@ impl Notes<'_> {
         }
         let mut artifacts: Vec<_> = self.artifacts.iter().collect();
         artifacts.sort_by_key(|a| a.meta.phase);
+        let mut joined = Vec::new();
         for artifact in artifacts {
+            let decode = self.decode(&artifact.meta.name, &artifact.stored.object);
             let plain = format!("{}.{}", artifact.meta.name, artifact.meta.format.extension);
-            let command = self
-                .recipe
-                .commands
-                .get(artifact.meta.name.as_ref())
-                .cloned()
-                .unwrap_or_else(|| format!("cat > {}", quote(&file_name(&plain))));
-            let _ =
-                writeln!(text, "{} | {command}", self.decode(&artifact.meta.name, &artifact.stored.object));
+            let command = match (self.recipe.commands.get(artifact.meta.name.as_ref()), &self.recipe.joined) {
+                (Some(command), _) => command.clone(),
+                (None, Some(_)) => {
+                    joined.push(decode);
+                    continue;
+                }
+                (None, None) => format!("cat > {}", quote(&file_name(&plain))),
+            };
+            let _ = writeln!(text, "{decode} | {command}");
+        }
+        if let (Some(command), false) = (&self.recipe.joined, joined.is_empty()) {
+            let _ = writeln!(text, "{{\n    {}\n}} | {command}", joined.join("\n    "));
         }
         for line in &self.recipe.after {
             let _ = writeln!(text, "{line}");

@@ -218,11 +218,11 @@ impl Work<'_> {
         object: &StoredObject,
         sha256: Option<crate::digest::Digest>,
     ) -> Result<()> {
-        if let Some(IndexRef { object: index, size, sha256 }) = &object.index {
-            if !self.raw(sink, index, *size, BlockIndex::single(*size, *sha256)).await? {
-                // Without its index the object can still be checked as one block, in bounded memory it cannot be.
-                return self.unindexed(sink, object).await;
-            }
+        if let Some(IndexRef { object: index, size, sha256 }) = &object.index
+            && !self.raw(sink, index, *size, BlockIndex::single(*size, *sha256)).await?
+        {
+            // Without its index the object can still be checked as one block, in bounded memory it cannot be.
+            return self.unindexed(sink, object).await;
         }
         let copies = [Arc::clone(sink)];
         let reader =
@@ -298,8 +298,9 @@ impl Work<'_> {
         let key = self.opened.dir.object(&object.object)?;
         let read = async {
             let mut hasher = crate::digest::Hasher::new();
-            let mut stream = sink.open(&key, None).await?;
-            while let Some(bytes) = stream.try_next().await? {
+            let patience = self.inner.patience;
+            let mut stream = patience.bound(sink.open(&key, None)).await?;
+            while let Some(bytes) = patience.bound(async { stream.try_next().await }).await? {
                 hasher.update(&bytes);
             }
             if hasher.finish() == object.sha256 {

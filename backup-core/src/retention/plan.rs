@@ -55,6 +55,17 @@ pub struct PlanEntry {
 impl PrunePlan {
     /// Plans the prune of one set: `backups` are all its backups and slices, in any order.
     pub fn new(backups: &[BackupSummary], policy: &dyn RetentionPolicy, now: DateTime<Utc>) -> Self {
+        Self::holding(backups, policy, now, &BTreeMap::new())
+    }
+
+    /// Like [`new`](Self::new), but what is in `held` stays too, for the reason given there, and with it everything
+    /// it needs.
+    pub fn holding(
+        backups: &[BackupSummary],
+        policy: &dyn RetentionPolicy,
+        now: DateTime<Utc>,
+        held: &BTreeMap<BackupId, String>,
+    ) -> Self {
         let mut list = backups.to_vec();
         list.sort_by_key(|b| Reverse(b.id));
         list.dedup_by_key(|b| b.id);
@@ -62,6 +73,11 @@ impl PrunePlan {
         let mut planner = Planner { list: &list, standings, reasons: BTreeMap::new() };
         planner.ask(policy, now);
         planner.protect(now);
+        for backup in &list {
+            if let Some(reason) = held.get(&backup.id) {
+                planner.keep(backup.id, reason);
+            }
+        }
         planner.close_references();
         planner.close_log(policy.log_window().is_some());
         planner.close_references();
@@ -206,7 +222,7 @@ impl<'a> Planner<'a> {
         let by_id: BTreeMap<_, _> = self.list.iter().map(|b| (b.id, b)).collect();
         let mut queue: Vec<_> = self.list.iter().filter(|b| self.is_kept(b.id)).collect();
         while let Some(backup) = queue.pop() {
-            for needed in backup.needs().collect::<BTreeSet<_>>() {
+            for needed in backup.needs() {
                 if let Some(&needed) = by_id.get(&needed).filter(|_| !self.is_kept(needed)) {
                     self.keep(needed.id, format!("needed by {}", backup.id));
                     queue.push(needed);

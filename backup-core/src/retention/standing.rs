@@ -67,17 +67,18 @@ pub fn countable(backups: &[BackupSummary], now: DateTime<Utc>) -> Vec<&BackupSu
 /// those that need one of these, and so on.
 fn broken(backups: &[BackupSummary]) -> BTreeSet<BackupId> {
     let sound: BTreeSet<_> = backups.iter().filter(|b| b.sealed).map(|b| b.id).collect();
+    let misses = |b: &&BackupSummary| b.needs().any(|needed| !sound.contains(&needed));
+    let mut broken: BTreeSet<_> = backups.iter().filter(misses).map(|b| b.id).collect();
+    if broken.is_empty() {
+        return broken;
+    }
     let mut needed_by: BTreeMap<BackupId, Vec<BackupId>> = BTreeMap::new();
-    let mut broken = BTreeSet::new();
-    let mut queue = Vec::new();
     for backup in backups {
         for needed in backup.needs() {
             needed_by.entry(needed).or_default().push(backup.id);
-            if !sound.contains(&needed) && broken.insert(backup.id) {
-                queue.push(backup.id);
-            }
         }
     }
+    let mut queue: Vec<_> = broken.iter().copied().collect();
     while let Some(id) = queue.pop() {
         for child in needed_by.get(&id).into_iter().flatten() {
             if broken.insert(*child) {

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use backup_core::{
-    Digest, Error, Item, ItemKind, ItemPath, ItemProof, ItemSpool, Proof, Proofs, Result, SourceReport,
+    Digest, Error, Item, ItemKind, ItemPath, ItemProof, ItemSpool, Proof, Proofs, Recipe, Result,
+    SourceReport,
 };
 use rustix::io::Errno;
 use serde_json::{Map, Value};
@@ -22,6 +23,21 @@ use crate::tar::write::{Body, Member, padding};
 
 /// Bytes of content after which their room in the window is given back.
 const RELEASE: u64 = 1024 * 1024;
+
+/// How to restore with GNU tar: all archives as one stream, so that the times of a directory that goes on in a later
+/// archive are set last.
+fn recipe() -> Recipe {
+    Recipe {
+        before: vec!["mkdir restored".to_owned()],
+        joined: Some(
+            "tar --extract --directory restored --ignore-zeros --preserve-permissions --same-owner \
+             --numeric-owner --xattrs --xattrs-include='*' --acls"
+                .to_owned(),
+        ),
+        after: vec!["# The tree is in the directory `restored`.".to_owned()],
+        ..Recipe::default()
+    }
+}
 
 /// The first name of an inode with several, and how many may follow.
 #[derive(Debug)]
@@ -89,6 +105,7 @@ impl Assembler {
             items: self.items,
             details,
             warnings,
+            recipe: recipe(),
             ..SourceReport::default()
         })
     }

@@ -127,7 +127,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let inner = base.path().join("a");
         std::fs::create_dir(&inner).unwrap();
-        std::fs::write(base.path().join(".ignore"), "# all logs\n*.log\n/top\ncache/\nbad[\n").unwrap();
+        std::fs::write(base.path().join(".ignore"), "# all logs\n*.log\n/top\ncache/\nbad{\n").unwrap();
         std::fs::write(inner.join(".ignore"), "!keep.log\r\n").unwrap();
         let open = |path: &Path| OwnedFd::from(std::fs::File::open(path).unwrap());
         let mut complaints = Vec::new();

@@ -60,7 +60,7 @@ mod tests {
     fn the_first_name_of_a_number_counts_and_odd_lines_do_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("passwd");
-        std::fs::write(&path, "root:x:0:0::/root:/bin/sh\ntoor:x:0:0:::\n# note\n+::::::\nbin:x:two:2\n")
+        std::fs::write(&path, "root:x:0:0::/:/bin/sh\ntoor:x:0:0:::\n# note\n+::::::\nbin:x:two:2\n")
             .unwrap();
         assert_eq!(read(&path), HashMap::from([(0, b"root".to_vec())]));
         assert_eq!(read(&dir.path().join("none")), HashMap::new());

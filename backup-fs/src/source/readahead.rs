@@ -52,6 +52,16 @@ enum Slot {
     Done(Looked),
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Filling,
+    /// The walker will put in nothing more.
+    Complete,
+    /// Everybody is to return.
+    Stopped,
+}
+
 #[derive(Debug, Default)]
 struct State {
     slots: VecDeque<Slot>,
@@ -61,9 +71,7 @@ struct State {
     unclaimed: u64,
     /// Bytes of content held or reserved.
     held: u64,
-    /// The walker will put in nothing more.
-    complete: bool,
-    stopped: bool,
+    phase: Phase,
     /// Threads waiting, so that nobody is woken for nothing.
     idle_readers: usize,
     assembler_waits: bool,
@@ -120,14 +128,18 @@ impl Window {
 
     /// Nothing more will be pushed.
     pub(crate) fn complete(&self) {
-        self.lock().complete = true;
+        let mut state = self.lock();
+        if state.phase == Phase::Filling {
+            state.phase = Phase::Complete;
+        }
+        drop(state);
         self.work.notify_all();
         self.ready.notify_all();
     }
 
     /// Makes everybody return.
     pub(crate) fn stop(&self) {
-        self.lock().stopped = true;
+        self.lock().phase = Phase::Stopped;
         self.work.notify_all();
         self.ready.notify_all();
         self.room.notify_all();
@@ -137,7 +149,7 @@ impl Window {
     pub(crate) fn take(&self, batch: &mut VecDeque<Looked>) -> Result<(), Stopped> {
         let mut state = self.lock();
         loop {
-            if state.stopped {
+            if state.phase == Phase::Stopped {
                 return Err(Stopped);
             }
             while let Some(Slot::Done(..)) = state.slots.front() {
@@ -147,7 +159,7 @@ impl Window {
                 }
             }
             state.unclaimed = state.unclaimed.max(state.taken);
-            if !batch.is_empty() || (state.complete && state.slots.is_empty()) {
+            if !batch.is_empty() || (state.phase == Phase::Complete && state.slots.is_empty()) {
                 break;
             }
             state.assembler_waits = true;
@@ -190,7 +202,7 @@ impl Window {
     fn claim(&self, claimed: &mut Vec<(u64, Job)>) -> Result<(), Stopped> {
         let mut state = self.lock();
         loop {
-            if state.stopped {
+            if state.phase == Phase::Stopped {
                 return Err(Stopped);
             }
             while claimed.len() < CLAIM && state.held + SMALL <= self.budget {
@@ -205,7 +217,7 @@ impl Window {
                 state.unclaimed += 1;
             }
             let end = state.taken + state.slots.len() as u64;
-            if !claimed.is_empty() || (state.complete && state.unclaimed >= end) {
+            if !claimed.is_empty() || (state.phase == Phase::Complete && state.unclaimed >= end) {
                 if state.idle_readers > 0 && state.unclaimed < end && state.held + SMALL <= self.budget {
                     self.work.notify_one();
                 }
@@ -239,11 +251,11 @@ impl Window {
 
     fn wait_for_room(&self) -> Result<MutexGuard<'_, State>, Stopped> {
         let mut state = self.lock();
-        while !state.stopped && state.slots.len() >= LENGTH {
+        while state.phase != Phase::Stopped && state.slots.len() >= LENGTH {
             state.walker_waits = true;
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.stopped { Err(Stopped) } else { Ok(state) }
+        if state.phase == Phase::Stopped { Err(Stopped) } else { Ok(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

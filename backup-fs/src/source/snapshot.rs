@@ -22,7 +22,7 @@ const OPERATION: &str = "read directory tree";
 
 /// Starts reading. The threads go as far as the bounded queues let them, and stop when the snapshot or the open
 /// stream is dropped.
-pub(crate) async fn begin(config: Arc<Config>, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
+pub(crate) fn begin(config: Arc<Config>, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
     let handle = Handle::current();
     let cancelled = request.cancelled.child_token();
     let (announce, artifacts) = mpsc::channel(1);
@@ -75,11 +75,11 @@ impl Job {
                     walker.run()
                 })
                 .map_err(|e| Error::io(OPERATION, e))?;
-            let assembled = assembler.run(&window);
+            let written = assembler.run(&window);
             window.stop();
             // If the walk failed, that is why the assembler was stopped.
             walk.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, OPERATION)))?;
-            assembled
+            written
         });
         match result {
             Ok(()) => assembler.report(&config),

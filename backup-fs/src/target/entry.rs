@@ -52,7 +52,8 @@ impl Entry {
         notes: &Notes,
     ) -> Self {
         let owner = owners.plan(&member);
-        if !owner.set && !(owner.same_user && owner.same_group) {
+        let same = owner.same_user && owner.same_group;
+        if !(owner.set || same) {
             notes.add(OWNER_LEFT, &item);
         }
         let planned = PlannedMeta {

@@ -149,7 +149,7 @@ impl Extractor<'_> {
             self.tree.spool.push(&Record::Staged(entry.clone()))?;
             return self.helpers.submit(&self.send, SmallFile { dir, entry, data });
         }
-        let (member, file) = self.write(member, &dir, split(&place).1, archive, None)?;
+        let (member, file) = write(member, &dir, split(&place).1, archive, None)?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
@@ -165,80 +165,32 @@ impl Extractor<'_> {
     ) -> Result<()> {
         let dir = self.tree.parent(split(&place).0)?;
         let mut hasher = Hasher::new();
-        let (member, file) = self.write(member, &dir, split(&place).1, archive, Some(&mut hasher))?;
+        let (member, file) = write(member, &dir, split(&place).1, archive, Some(&mut hasher))?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Content { entry, sha256: hasher.finish() })
-    }
-
-    /// Creates a file and writes the member's data, leaving holes where it has none.
-    fn write(
-        &mut self,
-        mut member: Member,
-        dir: &OwnedFd,
-        name: &[u8],
-        archive: &mut Archive<impl Chunks>,
-        mut hasher: Option<&mut Hasher>,
-    ) -> Result<(Member, File)> {
-        let io = |e| failed("write file", &member.path, e);
-        let mut file = create(dir, name).map_err(|e| exists_or(&member.path, "create file", e))?;
-        if let Some(extents) = member.sparse.take() {
-            file.set_len(member.size).map_err(io)?;
-            let mut hashed = 0;
-            for extent in extents {
-                let (mut at, end) = (extent.offset, extent.offset + extent.length);
-                if let Some(hasher) = hasher.as_deref_mut() {
-                    hash_zeros(hasher, at - hashed);
-                    hashed = end;
-                }
-                while at < end {
-                    let limit = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-                    // The map was checked: it adds up to the data there is.
-                    let Some(data) = archive.data(limit)? else { break };
-                    file.write_all_at(&data, at).map_err(io)?;
-                    at += data.len() as u64;
-                    if let Some(hasher) = hasher.as_deref_mut() {
-                        hasher.update(&data);
-                    }
-                }
-            }
-            if let Some(hasher) = hasher {
-                hash_zeros(hasher, member.size - hashed);
-            }
-        } else {
-            while let Some(data) = archive.data(PIECE)? {
-                file.write_all(&data).map_err(io)?;
-                if let Some(hasher) = hasher.as_deref_mut() {
-                    hasher.update(&data);
-                }
-            }
-        }
-        Ok((member, file))
     }
 
     fn hard_link(&mut self, member: &Member, item: Vec<u8>) -> Result<()> {
         let layout = &self.shared.layout;
         let place = layout.file_place(&item)?;
         let link = clean(&member.link)?;
-        let absent = || {
-            Error::invalid(OPERATION, "a hard link leads to something the archive did not restore before it")
-                .with("link", ItemPath::new(link.as_slice()))
-        };
+        let absent = || leads_nowhere(&link);
         let content = if layout.selects(&link) {
-            layout.file_place(&link)?
+            let content = layout.file_place(&link)?;
+            if content == place {
+                return Err(absent());
+            }
+            content
         } else {
             layout.file_place(layout.alias(&link).ok_or_else(absent)?)?
         };
+        // The first link to content that was not selected has got it already.
         if content != place {
             self.helpers.wait();
-            let (from_dir, from) = split(&content);
-            let (to_dir, to) = split(&place);
-            let from_dir = self.tree.dirs.find(from_dir).map_err(|_| absent())?;
-            let to_dir = self.tree.parent(to_dir)?;
-            match linkat(&from_dir, from, &to_dir, to, AtFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::NOENT | Errno::PERM) => return Err(absent()),
-                Err(e) => return Err(exists_or(&item, "create hard link", e)),
+            if !link_to(self.tree, &content, &place)? {
+                // The content may be in an artifact that comes later.
+                self.tree.late_links.push((content.clone(), place.clone()));
             }
         }
         self.tree.spool.push(&Record::HardLink { item, place, link, content })
@@ -258,6 +210,84 @@ impl Extractor<'_> {
         apply(&handle, &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
     }
+}
+
+/// Makes the links whose content came after them.
+pub(crate) fn finish_links(tree: &mut Tree) -> Result<()> {
+    for (content, place) in std::mem::take(&mut tree.late_links) {
+        if !link_to(tree, &content, &place)? {
+            return Err(leads_nowhere(&content));
+        }
+    }
+    Ok(())
+}
+
+/// Makes `place` a further name of the file at `content`; `false` if there is none.
+fn link_to(tree: &mut Tree, content: &[u8], place: &[u8]) -> Result<bool> {
+    let (from_dir, from) = split(content);
+    let (to_dir, to) = split(place);
+    let to_dir = tree.parent(to_dir)?;
+    let from_dir = match tree.dirs.find(from_dir) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(_) => return Err(leads_nowhere(content)),
+    };
+    match linkat(&from_dir, from, &to_dir, to, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        // A directory.
+        Err(Errno::PERM) => Err(leads_nowhere(content)),
+        Err(e) => Err(exists_or(place, "create hard link", e)),
+    }
+}
+
+fn leads_nowhere(content: &[u8]) -> Error {
+    Error::invalid(OPERATION, "a hard link leads to something that is not a restored file: refused")
+        .with("link", ItemPath::new(content))
+}
+
+/// Creates a file and writes the member's data, leaving holes where it has none.
+fn write(
+    mut member: Member,
+    dir: &OwnedFd,
+    name: &[u8],
+    archive: &mut Archive<impl Chunks>,
+    mut hasher: Option<&mut Hasher>,
+) -> Result<(Member, File)> {
+    let io = |e| failed("write file", &member.path, e);
+    let mut file = create(dir, name).map_err(|e| exists_or(&member.path, "create file", e))?;
+    if let Some(extents) = member.sparse.take() {
+        file.set_len(member.size).map_err(io)?;
+        let mut covered = 0;
+        for extent in extents {
+            let (mut at, end) = (extent.offset, extent.offset + extent.length);
+            if let Some(hasher) = hasher.as_deref_mut() {
+                hash_zeros(hasher, at - covered);
+                covered = end;
+            }
+            while at < end {
+                let limit = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+                // The map was checked: it adds up to the data there is.
+                let Some(data) = archive.data(limit)? else { break };
+                file.write_all_at(&data, at).map_err(io)?;
+                at += data.len() as u64;
+                if let Some(hasher) = hasher.as_deref_mut() {
+                    hasher.update(&data);
+                }
+            }
+        }
+        if let Some(hasher) = hasher {
+            hash_zeros(hasher, member.size - covered);
+        }
+    } else {
+        while let Some(data) = archive.data(PIECE)? {
+            file.write_all(&data).map_err(io)?;
+            if let Some(hasher) = hasher.as_deref_mut() {
+                hasher.update(&data);
+            }
+        }
+    }
+    Ok((member, file))
 }
 
 fn create(dir: &OwnedFd, name: &[u8]) -> Result<File, Errno> {

@@ -117,8 +117,8 @@ impl Layout {
 
 /// The first `components` of a path, if there are more.
 fn leading(path: &[u8], components: usize) -> Option<&[u8]> {
-    let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
-    slashes.skip(components.checked_sub(1)?).next().and_then(|at| path.get(..at))
+    let mut slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+    slashes.nth(components.checked_sub(1)?).and_then(|at| path.get(..at))
 }
 
 /// The name of an item without `.` components and doubled slashes; `.` for the nameless root.

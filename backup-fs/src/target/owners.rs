@@ -84,13 +84,16 @@ enum Space {
     Group,
 }
 
+/// What the system answered about names: a number, or that it knows none.
+type Names = HashMap<(Space, Vec<u8>), Option<u32>>;
+
 /// Decides owners, remembering names that were looked up.
 #[derive(Debug)]
 pub(crate) struct Resolver {
     rule: Rule,
     uid: u32,
     gid: u32,
-    names: Mutex<HashMap<(Space, Vec<u8>), Option<u32>>>,
+    names: Mutex<Names>,
 }
 
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::dirs::Dirs;
 use super::entry::Entry;
+use super::extract::finish_links;
 use super::layout::split;
 use super::metadata::{Handle, Observed, apply, copy, observe};
 use super::record::{Record, Records};
@@ -31,6 +32,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// Proves the files, gives the directories their metadata, and proves these.
 pub(crate) fn prove(shared: &Shared, tree: &mut Tree) -> Result<Proofs> {
+    finish_links(tree)?;
     let records = Mutex::new(tree.spool.read()?);
     let root = &shared.stage.tree;
     let mut total = Proven::default();

@@ -98,7 +98,7 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::HardLink { item, place, link, content } => {
             out.push(1);
-            [item, place, link, content].into_iter().for_each(|bytes| put(out, bytes));
+            put_all(out, [item, place, link, content]);
         }
         Record::Content { entry, sha256 } => {
             out.push(2);
@@ -107,7 +107,7 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::Unchanged { item, place } => {
             out.push(3);
-            [item, place].into_iter().for_each(|bytes| put(out, bytes));
+            put_all(out, [item, place]);
         }
         Record::Above(entry) => {
             out.push(4);
@@ -119,6 +119,12 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
     out.extend_from_slice(bytes);
+}
+
+fn put_all<const N: usize>(out: &mut Vec<u8>, all: [&Vec<u8>; N]) {
+    for bytes in all {
+        put(out, bytes);
+    }
 }
 
 fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
@@ -136,7 +142,7 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&entry.mtime.seconds.to_le_bytes());
-    [&entry.item, &entry.place, &entry.link].into_iter().for_each(|bytes| put(out, bytes));
+    put_all(out, [&entry.item, &entry.place, &entry.link]);
     for (name, value) in &entry.xattrs {
         put(out, name);
         put(out, value);
@@ -243,7 +249,9 @@ mod tests {
             Record::Above(entry),
         ];
         let mut spool = Spool::new(tempfile::tempfile().unwrap());
-        all.iter().for_each(|record| spool.push(record).unwrap());
+        for record in &all {
+            spool.push(record).unwrap();
+        }
         let back: Vec<Record> = spool.read().unwrap().map(Result::unwrap).collect();
         assert_eq!(back, all);
     }

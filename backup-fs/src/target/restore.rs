@@ -49,6 +49,8 @@ pub(crate) struct Tree {
     pub(crate) spool: Spool,
     pub(crate) items: u64,
     pub(crate) bytes: u64,
+    /// Hard links that came before their content: the places of both.
+    pub(crate) late_links: Vec<(Vec<u8>, Vec<u8>)>,
     /// The mode the tree's root gets after it was moved, because its owner could not move it otherwise.
     pub(crate) late_root_mode: Option<u32>,
     /// Whether directories have their metadata, after which nothing can be added.
@@ -94,6 +96,7 @@ impl Shared {
             spool: Spool::new(stage.file("records")?),
             items: 0,
             bytes: 0,
+            late_links: Vec::new(),
             late_root_mode: None,
             finished: false,
         };
@@ -156,7 +159,6 @@ impl Shared {
         // All of it is on disk before any of it can be seen.
         rustix::fs::syncfs(&self.stage.tree).map_err(|e| Error::io("sync restored files", e.into()))?;
         let kept = swap(&self.stage, true, |_| Ok(()))?;
-        self.stage.set_committed();
         let mut report = RestoreReport {
             items: tree.items,
             bytes: tree.bytes,

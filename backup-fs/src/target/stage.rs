@@ -142,7 +142,7 @@ pub(crate) fn random() -> Result<String> {
     Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }
 
-/// A locked staging directory. Dropping it removes it, unless it was committed.
+/// A locked staging directory. Dropping it removes it, unless it is to be kept.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) destination: Destination,
@@ -151,7 +151,7 @@ pub(crate) struct Stage {
     pub(crate) tree: Arc<OwnedFd>,
     /// Mode of directories nobody recorded: 0777 without the bits of the process's umask.
     pub(crate) default_mode: u32,
-    committed: AtomicBool,
+    kept: AtomicBool,
 }
 
 impl Stage {
@@ -194,7 +194,7 @@ impl Stage {
         })();
         match made {
             Ok((wrapper, tree, default_mode)) => {
-                Ok(Self { destination, name, wrapper, tree, default_mode, committed: AtomicBool::new(false) })
+                Ok(Self { destination, name, wrapper, tree, default_mode, kept: AtomicBool::new(false) })
             }
             Err(e) => {
                 let error = about(e);
@@ -213,21 +213,21 @@ impl Stage {
             .map_err(|e| Error::io("create staging file", e.into()))
     }
 
-    /// The tree is at its place: only the rest is to be removed.
-    pub(crate) fn set_committed(&self) {
-        self.committed.store(true, Ordering::Release);
+    /// From now on dropping the stage removes nothing.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Release);
     }
 
     /// Removes the staging directory and what is left in it.
     pub(crate) fn remove(&self) -> Result<()> {
-        self.set_committed();
+        self.keep();
         remove_tree(&self.destination.parent, &self.name)
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if !self.committed.load(Ordering::Acquire) {
+        if !self.kept.load(Ordering::Acquire) {
             // Nobody is left to hear of an error; the next restore to the same place tries again.
             let _ = remove_tree(&self.destination.parent, &self.name);
         }

@@ -23,6 +23,7 @@ use super::stage::{Found, Stage, TREE, prefix, random};
 use super::{OPERATION, blocking, failed};
 
 const JOURNAL: &str = "swap.json";
+const UNFINISHED_JOURNAL: &str = "swap.json.new";
 const OLD: &str = "old";
 const MAX_JOURNAL: u64 = 64 * 1024;
 
@@ -35,6 +36,16 @@ struct Journal {
     new_inode: u64,
     /// The name the old tree is to get.
     keep_as: ItemPath,
+}
+
+impl Journal {
+    /// Whether it belongs to the destination `name`, and keeps the old tree beside it and nowhere else.
+    fn speaks_of(&self, name: &[u8]) -> bool {
+        let beside = [prefix(name).as_slice(), b"before-"].concat();
+        self.destination.as_bytes() == name
+            && self.keep_as.as_bytes().starts_with(&beside)
+            && !self.keep_as.as_bytes().contains(&b'/')
+    }
 }
 
 /// A step of a replacing swap, after which a test may stop.
@@ -96,17 +107,24 @@ pub(crate) fn swap(
             journal(stage, &about)?;
             after(Step::Journaled)?;
             let old_is_at = replace(stage, exchange, &mut after)?;
-            fsync(parent).map_err(io)?;
+            let left = |error: Error| {
+                error
+                    .message(
+                        "the restored tree is in place; the next restore here gives the old tree its name",
+                    )
+                    .with("old_tree", ItemPath::new(stage.name.as_slice()))
+            };
+            fsync(parent).map_err(|e| left(io(e)))?;
             after(Step::Exchanged)?;
             renameat(&stage.wrapper, old_is_at, parent, keep_as.as_slice())
-                .map_err(|e| failed("name the old tree", &keep_as, e))?;
+                .map_err(|e| left(failed("name the old tree", &keep_as, e)))?;
             fsync(parent).map_err(io)?;
             after(Step::Kept)?;
             Ok(Some(Kept {
                 parent: Arc::clone(parent),
                 parent_path: destination.parent_path.clone(),
                 name: name.to_vec(),
-                kept: keep_as,
+                old_name: keep_as,
                 old_inode: old,
                 new_inode: new,
             }))
@@ -115,6 +133,8 @@ pub(crate) fn swap(
 }
 
 /// Exchanges the trees; returns where in the staging directory the old one is now.
+///
+/// From the first rename on the staging directory holds the user's tree: dropping the stage must not remove it.
 fn replace(
     stage: &Stage,
     exchange: bool,
@@ -123,24 +143,23 @@ fn replace(
     let (parent, name) = (&stage.destination.parent, stage.destination.name.as_slice());
     if exchange {
         match renameat_with(&stage.wrapper, TREE, parent, name, RenameFlags::EXCHANGE) {
-            Ok(()) => return Ok(TREE),
+            Ok(()) => {
+                stage.keep();
+                return Ok(TREE);
+            }
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
             Err(e) => return Err(failed("exchange old and restored tree", name, e)),
         }
     }
     renameat(parent, name, &stage.wrapper, OLD).map_err(|e| failed("move the old tree away", name, e))?;
+    stage.keep();
     after(Step::MovedAway)?;
     if let Err(e) = renameat(&stage.wrapper, TREE, parent, name) {
-        let back = renameat(&stage.wrapper, OLD, parent, name);
         let error = failed("move the restored tree in place", name, e);
-        if back.is_err() {
-            // The journal is there; whoever restores next moves it back. Until then it must not be removed.
-            stage.set_committed();
-            return Err(
-                error.message("the old tree could not be moved back either; the next restore does it")
-            );
-        }
-        return Err(error);
+        return Err(match renameat(&stage.wrapper, OLD, parent, name) {
+            Ok(()) => error,
+            Err(_) => error.message("the old tree could not be moved back either; the next restore does it"),
+        });
     }
     Ok(OLD)
 }
@@ -149,8 +168,9 @@ fn journal(stage: &Stage, journal: &Journal) -> Result<()> {
     let io = |e| Error::io("write journal of the exchange", e);
     let text = serde_json::to_vec(journal)
         .map_err(|e| Error::new(ErrorKind::Internal, "write journal of the exchange").caused_by(e))?;
-    let mut file = stage.file(JOURNAL)?;
+    let mut file = stage.file(UNFINISHED_JOURNAL)?;
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(io)?;
+    renameat(&stage.wrapper, UNFINISHED_JOURNAL, &stage.wrapper, JOURNAL).map_err(|e| io(e.into()))?;
     fsync(&stage.wrapper).and_then(|()| fsync(&stage.destination.parent)).map_err(|e| io(e.into()))
 }
 
@@ -198,14 +218,18 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
         Err(Errno::NOENT | Errno::ACCESS) => return Ok(()),
         Err(e) => return Err(io(e)),
     };
+    // In a directory that others may write to, anyone could have made one and put a journal in it.
+    let stat = fstat(&wrapper).map_err(io)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Ok(());
+    }
     if flock(&wrapper, FlockOperation::NonBlockingLockExclusive).is_err() {
         // Its process lives, or cannot be asked.
         return Ok(());
     }
     if let Some(journal) = read_journal(&wrapper)? {
-        if journal.destination.as_bytes() != name {
-            return Ok(());
-        }
+        // It speaks of another destination, or cannot be read: then nobody knows which tree is the user's.
+        let Some(journal) = journal.filter(|j| j.speaks_of(name)) else { return Ok(()) };
         // What is not the new tree is the user's, and never removed.
         for place in [TREE.as_bytes(), OLD.as_bytes()] {
             let Some(found) = inode(&wrapper, place).map_err(io)? else { continue };
@@ -227,7 +251,9 @@ fn recover_stage(parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result<()> {
     remove_tree(parent, entry)
 }
 
-fn read_journal(wrapper: &OwnedFd) -> Result<Option<Journal>> {
+/// The journal, if there is one, and if it can be understood.
+#[allow(clippy::option_option, reason = "absent and unreadable mean opposite things here")]
+fn read_journal(wrapper: &OwnedFd) -> Result<Option<Option<Journal>>> {
     let io = |e| Error::io("read journal of an earlier restore", e);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match openat(wrapper, JOURNAL, flags, Mode::empty()) {
@@ -237,8 +263,7 @@ fn read_journal(wrapper: &OwnedFd) -> Result<Option<Journal>> {
     };
     let mut text = Vec::new();
     std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_JOURNAL), &mut text).map_err(io)?;
-    // It is synced before the first rename: an unreadable one means that none happened.
-    Ok(serde_json::from_slice(&text).ok())
+    Ok(Some(serde_json::from_slice(&text).ok()))
 }
 
 /// The old tree, kept.
@@ -247,7 +272,7 @@ pub(crate) struct Kept {
     parent: Arc<OwnedFd>,
     parent_path: PathBuf,
     name: Vec<u8>,
-    kept: Vec<u8>,
+    old_name: Vec<u8>,
     old_inode: u64,
     new_inode: u64,
 }
@@ -255,12 +280,12 @@ pub(crate) struct Kept {
 impl Kept {
     /// Where the old tree is.
     pub(crate) fn path(&self) -> String {
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.kept);
+        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.old_name);
         self.parent_path.join(name).display().to_string()
     }
 
     fn undo(&self) -> Result<()> {
-        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.kept.as_slice());
+        let (parent, name, kept) = (&self.parent, self.name.as_slice(), self.old_name.as_slice());
         let io = |e: Errno| failed("put the old tree back", name, e);
         let here = inode(parent, name).map_err(io)?;
         if inode(parent, kept).map_err(io)? != Some(self.old_inode) || here != Some(self.new_inode) {
@@ -285,7 +310,7 @@ impl Kept {
     }
 
     fn drop_old(&self) -> Result<()> {
-        let (parent, kept) = (&self.parent, self.kept.as_slice());
+        let (parent, kept) = (&self.parent, self.old_name.as_slice());
         let io = |e: Errno| failed("remove the old tree", kept, e);
         match inode(parent, kept).map_err(io)? {
             None => Ok(()),
@@ -311,3 +336,6 @@ impl Undo for Kept {
         blocking(move || Kept::drop_old(&self)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub enum Fault {
     /// The connection is cut: a stream of bytes gives half a chunk and a list nothing more, both then end *without
     /// an error*; every other call fails with [`ErrorKind::Unavailable`], not retryable.
     Cut,
+    /// The process is killed (SIGKILL) before the call does anything. For children of [`Crash`](crate::Crash).
+    Kill,
     /// A write takes half of its chunk and then fails, a stream gives half a chunk and then fails; every other call
     /// fails. Never retryable: the half cannot be offered again.
     Short {
@@ -170,6 +172,7 @@ impl Plan {
             Fault::Fail { kind, retryable } => Step::Fail(error(kind, retryable)),
             Fault::LostReply { retryable } => Step::DoThenFail(error(ErrorKind::Unavailable, retryable)),
             Fault::Hang => Step::Hang,
+            Fault::Kill => kill_this_process(),
             Fault::Cut if matches!(operation, Operation::Read | Operation::List) => Step::Cut,
             Fault::Cut => Step::Fail(error(ErrorKind::Unavailable, false)),
             Fault::Short { kind } if matches!(operation, Operation::Read | Operation::Write) => {
@@ -196,4 +199,12 @@ impl Plan {
             Step::Cut => unreachable!("a cut of a call without a stream is a failure"),
         }
     }
+}
+
+/// Ends this process the way an operating system short of memory does: nothing is flushed, dropped or told.
+fn kill_this_process() -> ! {
+    let sent = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    // The signal may take a moment to arrive; nothing may go on until then.
+    std::thread::sleep(std::time::Duration::from_secs(60));
+    panic!("this process survived its own SIGKILL: {sent:?}")
 }

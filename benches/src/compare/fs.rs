@@ -81,7 +81,6 @@ impl Bench<'_> {
         let (mut size, mut rival_size) = (0, 0);
         for _ in 0..self.options.runs {
             let repository = self.place.join("repository");
-            LocalSink::init(&repository)?;
             ours.push(self.worker("backup", &repository)?);
             size = size_below(&repository)?;
             let archive = self.place.join("archive");
@@ -158,12 +157,19 @@ fn size_below(root: &Path) -> Fallible<u64> {
     Ok(size)
 }
 
-/// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`.
+/// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`, or `--worker tree <directory> <MiB>` to
+/// make only the tree, for profiling one side by hand.
 pub(crate) fn worker(words: &[String]) -> Fallible<()> {
+    if let [verb, directory, size] = words
+        && verb == "tree"
+    {
+        return Ok(tree::make(Path::new(directory), size.parse::<u64>()? << 20)?);
+    }
     let [verb, chain, key, repository, tree, back] = words else {
         return Err("a worker takes six words".into());
     };
-    let builder = Repository::builder().sink(LocalSink::open(repository)?);
+    let sink = if verb == "backup" { LocalSink::init(repository)? } else { LocalSink::open(repository)? };
+    let builder = Repository::builder().sink(sink);
     let builder = match chain.as_str() {
         "gzip6+aes" => builder.transform(Gzip::default()),
         _ => builder.transform(Zstd::default()),

@@ -81,10 +81,10 @@ impl Planned {
                 if let Some(proof) = &item.proof {
                     selected_proofs.entry(proof.of.to_string()).or_default().merge(&proof.proof);
                 }
-                if let (ItemKind::HardLink, Some(link)) = (item.kind, &item.link) {
-                    if !selection.matches(link) {
-                        links.insert(link.clone());
-                    }
+                if let (ItemKind::HardLink, Some(link)) = (item.kind, &item.link)
+                    && !selection.matches(link)
+                {
+                    links.insert(link.clone());
                 }
                 if !wanted.contains(&place) {
                     wanted.insert(place.clone());
@@ -196,7 +196,7 @@ impl Planned {
                             break;
                         }
                         Ok(info) if info.size != size => {
-                            problems.push(format!("{}: another size", sink.id()))
+                            problems.push(format!("{}: another size", sink.id()));
                         }
                         Ok(_) => problems.push(format!("{}: archived, must be thawed first", sink.id())),
                         Err(error) => problems.push(format!("{}: {}", sink.id(), error.chain())),

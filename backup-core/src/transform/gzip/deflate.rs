@@ -37,12 +37,18 @@ thread_local! {
 /// Compresses `plain` (at most a block) to a whole member.
 pub(super) fn member(plain: &[u8], level: u32) -> Result<Bytes> {
     DEFLATER.with_borrow_mut(|slot| {
-        if slot.as_ref().is_none_or(|d| d.level != level) {
-            let compress = Compress::new(Compression::new(level), false);
-            *slot = Some(Deflater { level, compress, scratch: Vec::new() });
-        }
-        let Some(deflater) = slot else { return Err(internal("no compressor")) };
-        deflater.member(plain)
+        let mut deflater = match slot.take() {
+            Some(deflater) if deflater.level == level => deflater,
+            _ => Deflater {
+                level,
+                compress: Compress::new(Compression::new(level), false),
+                scratch: Vec::new(),
+            },
+        };
+        let member = deflater.member(plain)?;
+        // Put back only when its stream was ended: see `shrinks` for why an unended one must not be used again.
+        *slot = Some(deflater);
+        Ok(member)
     })
 }
 
@@ -116,16 +122,15 @@ fn next_run(bytes: &[u8]) -> (bool, usize) {
     let mut pieces = bytes.chunks(PIECE);
     let Some(first) = pieces.next() else { return (false, 0) };
     let random = looks_random(first);
-    let more = pieces.take_while(|piece| looks_random(piece) == random).map(<[u8]>::len).sum::<usize>();
+    // The trial costs more than the histogram, and once in a run of random pieces is enough of it.
+    let continues = |piece: &&[u8]| if random { evenly_spread(piece) } else { !looks_random(piece) };
+    let more = pieces.take_while(continues).map(<[u8]>::len).sum::<usize>();
     (random, first.len() + more)
 }
 
 /// Whether compressing `piece` would gain next to nothing.
 fn looks_random(piece: &[u8]) -> bool {
-    if piece.len() < TRIAL {
-        return false;
-    }
-    evenly_spread(piece) && !shrinks(&piece[(piece.len() - TRIAL) / 2..][..TRIAL])
+    piece.len() >= TRIAL && evenly_spread(piece) && !shrinks(&piece[(piece.len() - TRIAL) / 2..][..TRIAL])
 }
 
 /// Whether all byte values are about equally frequent: the collision entropy is above 7.8 bits a byte.

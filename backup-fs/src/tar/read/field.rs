@@ -116,7 +116,7 @@ fn base_256(field: &[u8]) -> Result<i128> {
     let mut value: i128 = if field.first().is_some_and(|b| b & 0x40 != 0) { -1 } else { 0 };
     for (at, &byte) in field.iter().enumerate() {
         let byte = if at == 0 { if value < 0 { byte | 0x80 } else { byte & 0x7f } } else { byte };
-        if value > i128::MAX >> 9 || value < i128::MIN >> 9 {
+        if !(i128::MIN >> 9..=i128::MAX >> 9).contains(&value) {
             return Err(too_large());
         }
         value = (value << 8) | i128::from(byte);

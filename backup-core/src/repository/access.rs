@@ -1,0 +1,149 @@
+//! One sink, used with patience and until told to stop.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::Inner;
+use crate::engine::progress::Watch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::layout::{CONDEMNED, MANIFEST, PENDING, PINNED};
+use crate::name::{BackupId, SetName, SinkId};
+use crate::sink::{ObjectInfo, ObjectKind, PutOptions, Sink, put_bytes, read_bytes};
+
+/// What a listing shows of the directory of one backup on one sink.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Place {
+    /// The size of its manifest in bytes, if it has one.
+    pub(super) manifest: Option<u64>,
+    pub(super) pending: bool,
+    pub(super) pinned: bool,
+    /// The markers of pruners.
+    pub(super) condemned: Vec<Key>,
+}
+
+/// The directories of backups of one set on one sink.
+pub(super) type Places = BTreeMap<BackupId, Place>;
+
+impl Inner {
+    /// Lists the directories of the backups of `set`.
+    pub(super) async fn places(&self, sink: &Arc<dyn Sink>, set: &SetName, watch: &Watch) -> Result<Places> {
+        let prefix = set.key()?;
+        let mut tries = self.patience.tries(sink.id(), watch);
+        loop {
+            match self.places_once(sink, &prefix).await {
+                Ok(places) => return Ok(places),
+                Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    async fn places_once(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Places> {
+        let mut places = Places::new();
+        let mut objects = sink.list(prefix);
+        // Each answer has its own time: a large set may take longer than one answer may.
+        while let Some(object) = self.patience.bound(objects.try_next()).await? {
+            let Some(rest) = object.key.strip_prefix(prefix) else { continue };
+            let mut segments = rest.segments();
+            let Some(id) = segments.next().and_then(|id| id.parse::<BackupId>().ok()) else { continue };
+            let Some(name) = segments.next() else { continue };
+            let place: &mut Place = places.entry(id).or_default();
+            match (name, segments.next()) {
+                (MANIFEST, None) => place.manifest = Some(object.size),
+                (PENDING, None) => place.pending = true,
+                (PINNED, None) => place.pinned = true,
+                (CONDEMNED, Some(_)) => place.condemned.push(object.key),
+                _ => {}
+            }
+        }
+        Ok(places)
+    }
+}
+
+/// A sink with the repository's patience, the run's observers, and a token that stops it.
+pub(super) struct Access<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) watch: &'a Watch,
+    pub(super) stop: CancellationToken,
+}
+
+impl Access<'_> {
+    pub(super) fn id(&self) -> &SinkId {
+        self.sink.id()
+    }
+
+    /// Runs `work` unless, or until, the run is stopped.
+    pub(super) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::cancelled("use sink").with("sink", self.id())),
+            result = work => result,
+        }
+    }
+
+    async fn retry<T, F: Future<Output = Result<T>>>(&self, operation: impl FnMut() -> F) -> Result<T> {
+        self.unless_stopped(self.inner.patience.retry(self.id(), self.watch, operation)).await
+    }
+
+    pub(super) async fn places(&self, set: &SetName) -> Result<Places> {
+        self.unless_stopped(self.inner.places(&self.sink, set, self.watch)).await
+    }
+
+    pub(super) async fn list(&self, prefix: &Key) -> Result<Vec<ObjectInfo>> {
+        self.retry(|| self.sink.list(prefix).try_collect()).await
+    }
+
+    pub(super) async fn put(&self, key: &Key, bytes: &Bytes) -> Result<()> {
+        let options = PutOptions::overwrite(ObjectKind::Note);
+        self.retry(|| async {
+            put_bytes(self.sink.as_ref(), key, bytes.clone(), options.clone()).await.map(drop)
+        })
+        .await
+    }
+
+    pub(super) async fn delete(&self, key: &Key) -> Result<()> {
+        self.retry(|| self.sink.delete(key)).await
+    }
+
+    /// Deletes even while the run is being stopped: to leave nothing behind. Tries once.
+    pub(super) async fn release(&self, key: &Key) -> Result<()> {
+        self.inner.patience.bound(self.sink.delete(key)).await
+    }
+
+    pub(super) async fn exists(&self, key: &Key) -> Result<bool> {
+        match self.retry(|| self.sink.head(key)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a small object, if it exists.
+    pub(super) async fn read(&self, key: &Key, limit: u64) -> Result<Option<Bytes>> {
+        match self.retry(|| read_bytes(self.sink.as_ref(), key, limit)).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the sink answered and refused, so that asking for something else may still succeed. After any other error it
+/// is unknown what happened, and whether the sink can be used at all.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnly
+            | ErrorKind::StorageFull
+            | ErrorKind::InvalidInput
+            | ErrorKind::Unsupported
+            | ErrorKind::StoreInadequate
+    )
+}

@@ -1,0 +1,1 @@
+../backup-core/assets/decrypt.py
