@@ -46,7 +46,7 @@ pub(crate) fn proof<B: AsRef<[u8]>>(libraries: &[B]) -> Proof {
 /// The name a library's source gives itself: `#!lua name=mylib`.
 pub(crate) fn name(library: &[u8]) -> Option<&[u8]> {
     let line = library.split(|&b| b == b'\n').next()?;
-    line.split(|b| b.is_ascii_whitespace()).find_map(|word| word.strip_prefix(b"name="))
+    line.split(u8::is_ascii_whitespace).find_map(|word| word.strip_prefix(b"name="))
 }
 
 /// Loads libraries. `policy` is what happens to those there are: `FLUSH`, `APPEND` or `REPLACE`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Answer, Client};
+use crate::support::Client;
 
 /// The major and minor version of the server, Valkey's counted as the Redis it began as.
 pub(crate) fn version(client: &mut Client) -> (u32, u32) {
@@ -184,9 +184,4 @@ pub(crate) fn replicas(client: &mut Client) -> i64 {
         .expect("a count")
         .parse()
         .expect("a number")
-}
-
-/// An answer's text, `None` for nil.
-pub(crate) fn optional(answer: &Answer) -> Option<String> {
-    (*answer != Answer::Nil).then(|| answer.text())
 }

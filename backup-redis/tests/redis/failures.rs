@@ -21,7 +21,7 @@ impl Random {
         let seed = std::env::var("BACKUP_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
         });
-        println!("BACKUP_TEST_SEED={seed}");
+        let _ = writeln!(std::io::stderr(), "BACKUP_TEST_SEED={seed}");
         Self(seed.wrapping_mul(2).wrapping_add(1))
     }
 
@@ -212,20 +212,19 @@ async fn writers_do_not_disturb_the_point_in_time() {
 }
 
 /// A backup of some 30,000 keys, and a server with other data, append-only on.
-async fn replacement(way: &str) -> Option<(backup_testkit::Captured, Server)> {
+async fn replacement() -> Option<(backup_testkit::Captured, Server)> {
     let source = empty(REDIS, &[])?;
     source.client().ok(&["DEBUG", "POPULATE", "30000", "new", "300"]);
     let captured = taken(&RedisRdb::connect(&source.url()).unwrap()).await;
     let server = empty(REDIS, &["--appendonly", "yes", "--appendfsync", "always"])?;
     let mut client = server.client();
     crate::data::fill(&mut client);
-    println!("{way}: {} keys before", count(&mut client));
     Some((captured, server))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replacement_that_fails_half_way_leaves_the_earlier_keys() {
-    let Some((captured, mut server)) = replacement("torn").await else { return };
+    let Some((captured, mut server)) = replacement().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let before = digests(&mut server.client());
     let mut random = Random::new();
@@ -276,7 +275,7 @@ async fn a_replacement_that_fails_half_way_leaves_the_earlier_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_is_dropped_cleans_up_behind_itself() {
-    let Some((captured, server)) = replacement("dropped").await else { return };
+    let Some((captured, server)) = replacement().await else { return };
     let before = digests(&mut server.client());
     let begun = into(&server).begin(&captured.plan(true)).await.unwrap();
     let loading = begun.artifact(captured.readers().remove(0));

@@ -9,7 +9,7 @@ use backup_testkit::{Captured, TargetSuite};
 
 use crate::backup::{debug, filled, taken};
 use crate::data::{assert_same, count, digests, version};
-use crate::support::{ALL, REDIS, REDIS6, REDIS8, Server, Store, VALKEY};
+use crate::support::{ALL, Answer, REDIS, REDIS6, REDIS8, Server, Store, VALKEY};
 
 /// Restores all of `captured`, and proves it as the engine does.
 pub(crate) async fn restore(
@@ -218,7 +218,7 @@ async fn patterns_and_databases_choose_what_is_restored() {
     let target = into(&server).only_databases([0]).only_keys(["list:*", "set:ints"]);
     let (report, _) = restore(&target, &captured, false).await.unwrap();
     let mut client = server.client();
-    let mut keys: Vec<_> = client.ok(&["KEYS", "*"]).array().iter().map(|k| k.text()).collect();
+    let mut keys: Vec<_> = client.ok(&["KEYS", "*"]).array().iter().map(Answer::text).collect();
     keys.sort();
     assert_eq!(keys, ["list:large", "list:long-items", "list:small", "set:ints"]);
     assert_eq!(report.items, 4);
@@ -254,7 +254,7 @@ async fn expired_keys_are_counted_and_not_resurrected() {
     tokio::time::sleep(std::time::Duration::from_millis(900)).await;
     let begun = into(&server).begin(&captured.plan(false)).await.unwrap();
     begun.artifact(captured.readers().remove(0)).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(2000)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(begun.prove().await.unwrap(), captured.report.proofs);
     let (report, _) = begun.commit().await.unwrap();
     assert_eq!(report.details["expired_keys"], 1);

@@ -1,10 +1,12 @@
 //! Servers of the tests: found, started on a free port in a temporary directory, and stopped by process id.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use backup_testkit::{free_port, skip};
 
 /// A store that tests may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +57,10 @@ fn program(variable: &str, name: Option<&str>) -> Option<PathBuf> {
 fn absent(name: &str, variable: &str) {
     let required = std::env::var("BACKUP_TEST_REQUIRE").unwrap_or_default();
     assert!(
-        !required.split(',').any(|r| r.trim() == name),
+        !required.split(',').map(str::trim).any(|r| r == name || r == "all"),
         "{name} is required but was not found: run scripts/servers, or set {variable}"
     );
-    println!("skipped: no {name} here (set {variable}, or run scripts/servers)");
+    skip(&format!("no {name} here: set {variable}, or run scripts/servers"));
 }
 
 /// How many times a torture test repeats: a tenth of the full count, and at least 20.
@@ -85,7 +87,7 @@ impl Server {
 
     pub(crate) fn start_in(mut dir: tempfile::TempDir, program: &Path, more: &[&str]) -> Self {
         for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port();
+            let port = free_port();
             let mut arguments: Vec<String> = [
                 "--save",
                 "",
@@ -158,10 +160,6 @@ impl Server {
     pub(crate) fn start_again(&mut self) {
         self.kill();
         assert!(self.run(), "a server does not start again: {}", self.log());
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("a running server").id()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -290,23 +288,17 @@ impl Client {
             "+" => Answer::Text(rest.as_bytes().to_vec()),
             "-" => Answer::Error(rest.to_owned()),
             ":" => Answer::Int(rest.parse().expect("a number")),
-            "$" if rest == "-1" => Answer::Nil,
+            "$" | "*" if rest == "-1" => Answer::Nil,
             "$" => {
                 let mut text = vec![0; rest.parse::<usize>().expect("a length") + 2];
                 self.input.read_exact(&mut text).expect("a text");
                 text.truncate(text.len() - 2);
                 Answer::Text(text)
             }
-            "*" if rest == "-1" => Answer::Nil,
             "*" => {
                 Answer::Array((0..rest.parse::<usize>().expect("a count")).map(|_| self.answer()).collect())
             }
             _ => panic!("an answer that cannot be read: {line}"),
         }
     }
-}
-
-/// A free port.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port()
 }

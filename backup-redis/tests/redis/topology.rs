@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use backup_core::{ErrorKind, SnapshotRequest, Source as _};
 use backup_redis::rdb::KEYS;
 use backup_redis::{OnConflict, RedisConfig, RedisRdb};
-use backup_testkit::capture;
+use backup_testkit::{capture, free_port};
 
 use crate::backup::{debug, filled, taken};
 use crate::data::fill;
 use crate::restore::{into, restore};
-use crate::support::{Client, REDIS, REDIS8, Server, Store, VALKEY, free_port};
+use crate::support::{Client, REDIS, REDIS8, Server, Store, VALKEY};
 
 fn openssl(dir: &Path, arguments: &[&str]) -> bool {
     Command::new("openssl").current_dir(dir).args(arguments).output().is_ok_and(|o| o.status.success())
@@ -94,7 +94,7 @@ async fn tls_is_spoken_verified_and_mutual() {
     let Some(program) = REDIS.find() else { return };
     let dir = tempfile::tempdir().unwrap();
     if !certificates(dir.path()) {
-        println!("skipped: no openssl here to make certificates");
+        backup_testkit::skip("no openssl here to make certificates");
         return;
     }
     let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
