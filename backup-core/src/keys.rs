@@ -1,11 +1,12 @@
 //! Keys: the random key of each backup, and the keyring that opens it.
 //!
-//! `docs/format-encryption.md` specifies every derivation and file to the byte.
+//! `docs/format.md` specifies every derivation and file to the byte.
 
 mod builder;
 mod keyring;
 mod material;
 mod ring_entry;
+mod several;
 mod wrap;
 
 use std::fmt;
@@ -42,6 +43,11 @@ impl BackupKey {
     /// The secret bytes, to be wrapped.
     pub(crate) fn expose(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Whether two keys are the same one.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        equal_in_constant_time(self.0.as_slice(), other.0.as_slice())
     }
 
     /// Derives bytes by HKDF-SHA256 (RFC 5869): this key as input, `salt`, and `info` (its parts joined).

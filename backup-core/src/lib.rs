@@ -15,6 +15,7 @@ mod manifest;
 mod memory;
 mod name;
 mod observer;
+mod placement;
 mod proof;
 mod reader;
 mod repository;
@@ -40,12 +41,15 @@ pub use manifest::{
 pub use memory::{MemorySink, MemorySource, MemoryTarget};
 pub use name::{BackupId, SetName, SinkId};
 pub use observer::{Event, Observer};
+pub use placement::{CopyRule, Placement, ShortOf, Shortfall, copies};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, NotDeleted, PlannedPrune,
-    Prune, PruneReport, Repository, RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, SinkPlan,
-    Spared, Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
+    Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, KeptWrap, KeyCheck,
+    KeyReport, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet, RecoverySheetBuilder, Replica,
+    Replicate, ReplicateFailure, ReplicateReport, Repository, RepositoryBuilder, RestoreBuilder,
+    RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport, Rotated, SetList, SinkPlan, Spared,
+    Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,

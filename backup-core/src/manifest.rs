@@ -154,7 +154,7 @@ pub struct StoredArtifact {
 }
 
 impl Manifest {
-    /// Whether it has fewer good copies than were required.
+    /// Whether it had fewer good copies than were required when it was committed. It may have been replicated since.
     pub fn degraded(&self) -> bool {
         self.good_copies < self.required_copies
     }

@@ -4,6 +4,7 @@ mod access;
 mod backup;
 mod builder;
 mod catalog;
+mod check_keys;
 mod clear;
 mod commit;
 mod contents;
@@ -13,7 +14,11 @@ mod notes;
 mod parent;
 mod pin;
 mod prune;
+mod recovery_sheet;
+mod replicate;
 mod restore;
+mod rotate;
+mod sets;
 mod sweep;
 mod verify;
 mod wrap;
@@ -24,21 +29,28 @@ use std::sync::Arc;
 pub use backup::{Backup, BackupReport};
 pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
+pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
 pub use prune::{DeletedBackup, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared};
+pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
+pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
+pub use sets::SetList;
 pub use sweep::{Sweep, SweepReport, Swept};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
+use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
+use crate::placement::{CopyRule, Placement, Shortfall};
 use crate::retention::{PitrRange, RetentionPolicy, pitr_ranges};
 use crate::sink::Sink;
-use crate::source::Source;
+use crate::source::{Source, Warning};
 use crate::transform::{Chain, Transform};
 use crate::workers::Workers;
 
@@ -63,8 +75,15 @@ use crate::workers::Workers;
 #[derive(Clone)]
 pub struct Repository(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     sinks: Vec<Arc<dyn Sink>>,
+    /// Where each of `sinks` is.
+    placements: Vec<Placement>,
+    production: Placement,
+    rule: Option<CopyRule>,
+    /// What is unwise about the sinks.
+    warnings: Vec<Warning>,
     required_copies: usize,
     require_encryption: bool,
     chain: Arc<Chain>,
@@ -88,6 +107,11 @@ impl Repository {
         self.0.sinks.iter().map(super::sink::Sink::id)
     }
 
+    /// What is unwise about the sinks together: two on one file system. Every backup's report repeats it.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.0.warnings
+    }
+
     /// Backs `source` up as a new backup of `set`.
     ///
     /// # Errors
@@ -103,6 +127,34 @@ impl Repository {
         self.0.catalog(SetName::parse(set)?).list().await
     }
 
+    /// The sets that have a backup. Lists every sink whole.
+    pub async fn sets(&self) -> Result<SetList> {
+        self.0.sets(&Watch::new(self.0.observers.clone())).await
+    }
+
+    /// Lets the backups of `set` be opened by `keyring`, and no longer by the keys of this repository that do not wrap
+    /// in it: writes new wraps, proves that they open, and deletes the old ones. Give new backups the new keyring first,
+    /// else they are wrapped with the old keys. A new passphrase must be permitted by
+    /// [`allow_new_passphrase`](crate::KeyringBuilder::allow_new_passphrase).
+    pub fn rotate<'a>(&'a self, set: &str, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, Some(set), keyring)
+    }
+
+    /// Like [`rotate`](Self::rotate), for every set.
+    pub fn rotate_all<'a>(&'a self, keyring: &Keyring) -> Rotate<'a> {
+        Rotate::new(self, None, keyring)
+    }
+
+    /// Opens the newest backup of every set with each key of the keyring alone.
+    pub async fn check_keys(&self) -> Result<KeyReport> {
+        self.0.check_keys().await
+    }
+
+    /// A text to be printed and kept: where the backups are, which keys open them, and how to restore them by hand.
+    pub fn recovery_sheet(&self) -> RecoverySheetBuilder<'_> {
+        RecoverySheetBuilder::new(self)
+    }
+
     /// What a backup contains.
     pub async fn contents(&self, set: &str, id: BackupId) -> Result<Contents> {
         Contents::open(&self.0, SetName::parse(set)?, id).await
@@ -111,6 +163,16 @@ impl Repository {
     /// Reads, decrypts and hashes everything of a backup, on every sink that holds it.
     pub fn verify<'a>(&'a self, set: &str, id: BackupId) -> Verify<'a> {
         Verify::new(self, set, id)
+    }
+
+    /// Copies a backup, and those it refers to, to the sinks that lack it, and heals damaged objects from intact copies.
+    pub fn replicate<'a>(&'a self, set: &str, id: BackupId) -> Replicate<'a> {
+        Replicate::new(self, set, Some(id))
+    }
+
+    /// Like [`replicate`](Self::replicate), for every backup of `set`.
+    pub fn replicate_all<'a>(&'a self, set: &str) -> Replicate<'a> {
+        Replicate::new(self, set, None)
     }
 
     /// Restores a backup of `set`: choose which, then into what.
@@ -165,6 +227,13 @@ impl fmt::Debug for Repository {
 }
 
 impl Inner {
+    /// Which parts of the copy rule are not kept when these sinks hold a copy.
+    fn shortfalls<'a>(&self, copies: impl Iterator<Item = &'a SinkId>) -> Vec<Shortfall> {
+        let Some(rule) = &self.rule else { return Vec::new() };
+        let held: Vec<_> = copies.filter_map(|id| self.sinks.iter().position(|s| s.id() == id)).collect();
+        rule.shortfalls(&self.production, held.iter().filter_map(|n| self.placements.get(*n)))
+    }
+
     /// The position of a sink by id.
     fn sink_number(&self, id: &SinkId) -> Result<usize> {
         self.sinks.iter().position(|s| s.id() == id).ok_or_else(|| {

@@ -59,6 +59,12 @@ pub trait Sink: Debug + Send + Sync {
         256 * 1024
     }
 
+    /// Names what would take this sink with it when it is lost: a file system, a bucket. Two sinks of one repository that
+    /// name the same are warned of. `None`: not known.
+    fn failure_domain(&self) -> Option<String> {
+        None
+    }
+
     /// Tries out what the sink must be able to do (create-new, list, range reads) and reports what is denied
     /// or unwise. The default does nothing.
     async fn probe(&self) -> Result<Vec<Warning>> {
@@ -112,6 +118,9 @@ impl<S: Sink + ?Sized> Sink for std::sync::Arc<S> {
     }
     fn writer_memory(&self) -> usize {
         (**self).writer_memory()
+    }
+    fn failure_domain(&self) -> Option<String> {
+        (**self).failure_domain()
     }
     async fn probe(&self) -> Result<Vec<Warning>> {
         (**self).probe().await

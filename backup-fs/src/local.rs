@@ -199,6 +199,12 @@ impl Sink for LocalSink {
         writer::BUFFER
     }
 
+    /// The device the directory lies on.
+    fn failure_domain(&self) -> Option<String> {
+        let found = rustix::fs::fstat(self.root.dir()).ok()?;
+        Some(format!("file system {}", found.st_dev))
+    }
+
     /// Tries the file system out again, and returns what is unwise about it.
     async fn probe(&self) -> Result<Vec<Warning>> {
         let path = self.path.clone();

@@ -389,3 +389,17 @@ async fn an_unmounted_disk_is_refused() {
     assert_eq!(LocalSink::open(&path).unwrap_err().kind(), ErrorKind::WrongPlace);
     assert_eq!(files_in(&path), 0, "the mount point was written to");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sinks_on_one_file_system_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = |name: &str| LocalSink::init(dir.path().join(name)).unwrap().named(name);
+    let both = backup_core::Repository::builder().sink(sink("a")).sink(sink("b")).build().unwrap();
+    assert_eq!(both.warnings().len(), 1);
+    assert!(both.warnings()[0].message.contains("a and b"));
+    let source = backup_core::MemorySource::new().artifact("x", "y");
+    let done = both.backup("app", &source).await.unwrap();
+    assert_eq!(done.warnings, both.warnings());
+    let one = backup_core::Repository::builder().sink(sink("c")).build().unwrap();
+    assert!(one.warnings().is_empty());
+}

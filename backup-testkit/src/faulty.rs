@@ -119,6 +119,10 @@ impl Sink for FaultySink {
         self.inner.writer_memory()
     }
 
+    fn failure_domain(&self) -> Option<String> {
+        self.inner.failure_domain()
+    }
+
     async fn probe(&self) -> Result<Vec<Warning>> {
         self.call(Operation::Probe, self.inner.probe()).await
     }

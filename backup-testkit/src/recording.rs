@@ -145,6 +145,10 @@ impl Sink for RecordingSink {
         self.inner.writer_memory()
     }
 
+    fn failure_domain(&self) -> Option<String> {
+        self.inner.failure_domain()
+    }
+
     async fn probe(&self) -> Result<Vec<Warning>> {
         self.records.push(Operation::Probe, &Key::root(), None);
         self.inner.probe().await

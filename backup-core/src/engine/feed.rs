@@ -31,7 +31,8 @@ impl RateLimit {
         Self { per_second: bytes_per_second.max(1), paid_until: Mutex::new(Instant::now()) }
     }
 
-    async fn take(&self, bytes: usize) {
+    /// Waits until `bytes` more may pass.
+    pub(crate) async fn take(&self, bytes: usize) {
         let wait_until = {
             let mut paid = self.paid_until.lock().await;
             let start = (*paid).max(Instant::now());

@@ -39,17 +39,18 @@ const MAX_ENTRIES: usize = 64;
 /// # Ok::<(), backup_core::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Keyring(Arc<Inner>);
+pub struct Keyring(pub(super) Arc<Inner>);
 
-struct Inner {
-    secrets: Vec<Secret>,
-    wrap_with_all: bool,
-    allow_new_passphrase: bool,
-    rounds: u32,
+pub(super) struct Inner {
+    pub(super) secrets: Vec<Secret>,
+    pub(super) wrap_with_all: bool,
+    pub(super) allow_new_passphrase: bool,
+    pub(super) rounds: u32,
     opened: Mutex<Opened>,
 }
 
 /// Something a user gave.
+#[derive(Clone)]
 pub(super) enum Secret {
     Key(Kek),
     Passphrase(Zeroizing<Vec<u8>>),
@@ -294,7 +295,7 @@ impl Keyring {
         raw.or_else(|| self.opened().entries.get(key_id).map(|(_, _, kek)| kek.clone()))
     }
 
-    fn has_passphrase(&self) -> bool {
+    pub(crate) fn has_passphrase(&self) -> bool {
         self.0.secrets.iter().any(|s| matches!(s, Secret::Passphrase(_)))
     }
 
@@ -302,6 +303,13 @@ impl Keyring {
     fn wrapping(&self) -> impl Iterator<Item = (usize, &Secret)> {
         let count = if self.0.wrap_with_all { self.0.secrets.len() } else { 1 };
         self.0.secrets.iter().enumerate().take(count)
+    }
+
+    /// The entries that the passphrase in this place opened so far: key id and rounds.
+    pub(super) fn entries_of(&self, passphrase: usize) -> Vec<(String, u32)> {
+        let opened = self.opened();
+        let ours = opened.entries.iter().filter(|(_, entry)| entry.0 == passphrase);
+        ours.map(|(id, entry)| (id.clone(), entry.1.rounds())).collect()
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {

@@ -75,6 +75,11 @@ impl RingEntry {
         format!("p-{}", &digest[..16])
     }
 
+    /// Rounds of PBKDF2.
+    pub(super) fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
     fn check_format(&self, id: &str) -> Result<()> {
         check_format("open keyring", id, self.format, &[(&self.kdf, KDF), (&self.cipher, CIPHER)])
     }

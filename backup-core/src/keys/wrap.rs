@@ -25,6 +25,8 @@ const ID_LABEL: &[u8] = b"backup key id v1";
 pub(super) struct Kek {
     pub(super) id: String,
     key: Secret32,
+    /// What the user gave, for the recovery sheet; random keys of keyring entries have none.
+    pub(super) raw: Option<Secret32>,
 }
 
 impl Kek {
@@ -32,14 +34,15 @@ impl Kek {
     pub(super) fn from_raw(raw: &Secret32) -> Result<Self> {
         let mut fingerprint = [0; 8];
         hkdf_sha256(raw.as_slice(), &[], &[ID_LABEL], &mut fingerprint)?;
-        Self::named(format!("k-{}", hex::encode(fingerprint)), raw)
+        let named = Self::named(format!("k-{}", hex::encode(fingerprint)), raw)?;
+        Ok(Self { raw: Some(raw.clone()), ..named })
     }
 
     /// From the random key of a keyring entry.
     pub(super) fn named(id: String, raw: &Secret32) -> Result<Self> {
         let mut key = Secret32::default();
         hkdf_sha256(raw.as_slice(), &[], &[WRAP_LABEL], key.as_mut_slice())?;
-        Ok(Self { id, key })
+        Ok(Self { id, key, raw: None })
     }
 
     /// Wraps a backup key; gives the name and content of the file.

@@ -178,7 +178,7 @@ impl<'a> Backup<'a> {
         let dir = BackupDir::new(&set, id)?;
         let shutdown = self.shutdown.take();
         let cancelled = CancellationToken::new();
-        let mut cleanup = Cleanup::new(inner.sinks.clone(), dir.clone());
+        let mut cleanup = Cleanup::new(inner.patience, inner.sinks.clone(), dir.clone());
         let prepared = {
             let mut run = Run {
                 inner,
@@ -619,16 +619,18 @@ async fn commit(
             failed.extend(alive.drain(..).map(|(n, _)| n).zip(std::iter::once(error)));
         }
     }
+    let short = inner.shortfalls(alive.iter().map(|(_, sink)| sink.id()));
     let outcome = match alive.len() {
         0 => Outcome::Aborted,
-        n if n < inner.required_copies => Outcome::Degraded,
+        n if n < inner.required_copies || !short.is_empty() => Outcome::Degraded,
         _ => Outcome::Committed,
     };
+    // Before the source is closed, which may take long: replicators wait for this only some minutes.
+    tidy(inner, dir, &alive).await;
     let closed = match snapshot {
         Some(snapshot) => snapshot.close(outcome).await,
         None => Ok(()),
     };
-    tidy(inner, dir, &alive).await;
     if outcome == Outcome::Aborted {
         return Err(all_failed(failed));
     }
@@ -639,18 +641,25 @@ async fn commit(
     if outcome == Outcome::Degraded {
         let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
             .message(
-                "the backup exists, but on fewer sinks than required; repair the sinks named here and \
+                "the backup exists, but on fewer sinks than required, or too close together; repair the sinks named here and \
                  replicate it, or back up again",
             )
             .with("id", manifest.id)
             .with("copies", alive.len())
             .with("required", inner.required_copies);
+        for short in &short {
+            error = error.with("short_of", short);
+        }
         for (sink, why) in &failed {
             error = error.with("failed", format_args!("{sink}: {}", why.chain()));
         }
         return Err(error);
     }
     let mut warnings = warnings;
+    for warning in &inner.warnings {
+        watch.event(&Event::Warning(warning));
+        warnings.push(warning.clone());
+    }
     if let Err(error) = closed {
         // The backup is safe; what the source could not release must still be said.
         let warning = Warning::new("source-not-released", error.chain());
@@ -671,21 +680,27 @@ async fn commit(
     })
 }
 
-/// After the commit: no pending marker where the backup is, nothing at all where it is not.
+/// After the commit: nothing at all where the backup is not, then no pending marker where it is. In this order, so that
+/// a replicator that finds no marker beside a manifest can be sure that nothing is removed from the other sinks any more.
 async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
-    let work = inner.sinks.iter().enumerate().map(|(number, sink)| async move {
-        let good = alive.iter().any(|(n, _)| *n == number);
+    let is_alive = |number: usize| alive.iter().any(|(n, _)| *n == number);
+    let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !is_alive(*n)).map(|(_, sink)| async move {
         // Failing here costs only some space until the orphan sweep; the backup itself is decided.
-        let _ = tokio::time::timeout(inner.patience.stall, async {
-            if good {
-                sink.delete(&dir.pending()?).await
-            } else if sink.head(&dir.manifest()?).await.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                super::commit::remove_all(sink, dir).await
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        let _ = inner
+            .patience
+            .bound(async {
+                match sink.head(&dir.manifest()?).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => {
+                        super::commit::remove_all(sink, dir, inner.patience).await
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .await;
     });
-    futures::future::join_all(work).await;
+    futures::future::join_all(failed).await;
+    let good = alive.iter().map(|(_, sink)| async move {
+        let _ = inner.patience.bound(async { sink.delete(&dir.pending()?).await }).await;
+    });
+    futures::future::join_all(good).await;
 }

@@ -1,6 +1,6 @@
 //! Describing a repository.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use crate::engine::{encode, fanout, feed, index};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::observer::Observer;
+use crate::placement::{CopyRule, Placement};
 use crate::sink::Sink;
+use crate::source::Warning;
 use crate::transform::{AesGcm, Chain, Stage, Transform};
 use crate::workers::Workers;
 
@@ -21,6 +23,9 @@ const DEFAULT_BUDGET: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct RepositoryBuilder {
     sinks: Vec<Arc<dyn Sink>>,
+    placements: Vec<Placement>,
+    production: Placement,
+    rule: Option<CopyRule>,
     required_copies: Option<usize>,
     require_encryption: bool,
     transforms: Vec<Arc<dyn Transform>>,
@@ -43,6 +48,9 @@ impl RepositoryBuilder {
     pub(super) fn new() -> Self {
         Self {
             sinks: Vec::new(),
+            placements: Vec::new(),
+            production: Placement::new(),
+            rule: None,
             required_copies: None,
             require_encryption: false,
             transforms: Vec::new(),
@@ -54,8 +62,28 @@ impl RepositoryBuilder {
     }
 
     /// Adds a sink. Every sink gets a whole copy of every backup.
-    pub fn sink(mut self, sink: impl Sink + 'static) -> Self {
+    pub fn sink(self, sink: impl Sink + 'static) -> Self {
+        self.sink_at(sink, Placement::new())
+    }
+
+    /// Adds a sink and says where it is, for [`require`](Self::require).
+    pub fn sink_at(mut self, sink: impl Sink + 'static, placement: Placement) -> Self {
         self.sinks.push(Arc::new(sink));
+        self.placements.push(placement);
+        self
+    }
+
+    /// Says where the data that is backed up is itself.
+    pub fn production(mut self, placement: Placement) -> Self {
+        self.production = placement;
+        self
+    }
+
+    /// Requires copies to be spread: `require(copies(3).media(2).off_site(1))`. A backup whose good copies do not keep
+    /// the rule is degraded and its verb fails with [`ErrorKind::TooFewCopies`]. Sets
+    /// [`require_copies`](Self::require_copies) to as many as the rule needs, unless that is given.
+    pub fn require(mut self, rule: CopyRule) -> Self {
+        self.rule = Some(rule);
         self
     }
 
@@ -132,7 +160,18 @@ impl RepositoryBuilder {
         if ids.len() != self.sinks.len() {
             return refuse("two sinks have the same id; give each its own");
         }
-        let required_copies = self.required_copies.unwrap_or(self.sinks.len());
+        if let Some(rule) = &self.rule {
+            let short = rule.shortfalls(&self.production, &self.placements);
+            if !short.is_empty() {
+                let short: Vec<_> = short.iter().map(ToString::to_string).collect();
+                return refuse(
+                    "even all sinks together do not keep the copy rule; add sinks, or say where they and production are",
+                )
+                .map_err(|e: Error| e.with("short_of", short.join("; ")));
+            }
+        }
+        let by_rule = self.rule.map(|rule| rule.sinks().clamp(1, self.sinks.len()));
+        let required_copies = self.required_copies.or(by_rule).unwrap_or(self.sinks.len());
         if required_copies == 0 || required_copies > self.sinks.len() {
             return refuse("the required copies must be between one and the number of sinks");
         }
@@ -148,8 +187,13 @@ impl RepositoryBuilder {
             known.push(Arc::new(AesGcm::new(keyring.clone())));
         }
         let chain = Arc::new(Chain::new(self.transforms)?);
+        let shared = shared_domains(&self.sinks);
         let repository = Inner {
             sinks: self.sinks,
+            placements: self.placements,
+            production: self.production,
+            rule: self.rule,
+            warnings: shared,
             required_copies,
             require_encryption: self.require_encryption,
             chain,
@@ -171,6 +215,26 @@ impl RepositoryBuilder {
         }
         Ok(Repository(Arc::new(repository)))
     }
+}
+
+/// Warns of sinks that one loss would take together.
+fn shared_domains(sinks: &[Arc<dyn Sink>]) -> Vec<Warning> {
+    let mut domains: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for sink in sinks {
+        if let Some(domain) = sink.failure_domain() {
+            domains.entry(domain).or_default().push(sink.id().as_str());
+        }
+    }
+    let shared = domains.into_iter().filter(|(_, sinks)| sinks.len() > 1);
+    shared
+        .map(|(domain, sinks)| {
+            let message = format!(
+                "{} share one {domain}: when it fails, all of them are lost; move one elsewhere",
+                sinks.join(" and ")
+            );
+            Warning::new("sinks-share-a-failure-domain", message)
+        })
+        .collect()
 }
 
 impl Inner {

@@ -26,7 +26,7 @@ use crate::sink::{Sink, read_bytes};
 /// Largest key wrap a reader accepts, in bytes.
 pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
-const MAX_WRAPS: usize = 256;
+pub(super) const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
 const READ_AT_ONCE: usize = 8;
 
@@ -70,7 +70,7 @@ impl IntoIterator for BackupList {
 
 /// The backups of one set.
 pub(super) struct Catalog<'a> {
-    inner: &'a Inner,
+    pub(super) inner: &'a Inner,
     pub(super) set: SetName,
     pub(super) watch: Watch,
 }
@@ -153,7 +153,12 @@ impl Catalog<'_> {
         let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
         for (id, result, sinks) in opened {
             match result {
-                Ok(opened) => list.backups.push(opened.summary(pinned.contains(&id))),
+                Ok(opened) => {
+                    let mut summary = opened.summary(pinned.contains(&id));
+                    summary.shortfalls = self.inner.shortfalls(summary.copies.iter());
+                    summary.degraded |= !summary.shortfalls.is_empty();
+                    list.backups.push(summary);
+                }
                 Err(error) => list.unreadable.push(Unreadable {
                     id,
                     copies: sinks.iter().map(|s| s.id().clone()).collect(),
@@ -161,6 +166,8 @@ impl Catalog<'_> {
                 }),
             }
         }
+        // Ids tell seconds apart; two backups of one second are told apart by their manifests.
+        list.backups.sort_by(|a, b| (b.started, b.id).cmp(&(a.started, a.id)));
         Ok(list)
     }
 
@@ -237,23 +244,32 @@ impl Catalog<'_> {
         head.is_err_and(|error| error.kind() == ErrorKind::NotFound)
     }
 
-    async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
+    pub(super) async fn wraps(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Vec<(String, Bytes)>> {
         if self.inner.keyring.is_none() {
             return Ok(Vec::new());
         }
-        let mut wraps = Vec::new();
-        let mut objects = sink.list(prefix);
-        while let Some(object) = self.inner.patience.bound(async { objects.try_next().await }).await? {
-            if wraps.len() >= MAX_WRAPS {
-                return Err(Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix));
+        let list = || async {
+            let mut keys = Vec::new();
+            let mut objects = sink.list(prefix);
+            while let Some(object) = objects.try_next().await? {
+                if keys.len() >= MAX_WRAPS {
+                    return Err(
+                        Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix)
+                    );
+                }
+                keys.push(object.key);
             }
-            let bytes = self.read(sink, &object.key, WRAP_LIMIT).await?;
-            wraps.push((object.key.file_name().to_owned(), bytes));
+            Ok(keys)
+        };
+        let mut wraps = Vec::new();
+        for key in self.inner.patience.retry(sink.id(), &self.watch, list).await? {
+            let bytes = self.read(sink, &key, WRAP_LIMIT).await?;
+            wraps.push((key.file_name().to_owned(), bytes));
         }
         Ok(wraps)
     }
 
-    async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
+    pub(super) async fn read(&self, sink: &Arc<dyn Sink>, key: &Key, limit: u64) -> Result<Bytes> {
         self.inner.patience.retry(sink.id(), &self.watch, || read_bytes(sink.as_ref(), key, limit)).await
     }
 }
@@ -277,7 +293,8 @@ impl Opened {
     pub(super) fn summary(&self, pinned: bool) -> BackupSummary {
         let mut summary = summarize(&self.manifest, self.copies.iter().map(|s| s.id().clone()).collect());
         summary.pinned = pinned;
-        summary.degraded |= self.copies.len() < self.manifest.required_copies as usize;
+        // Manifests never change: a copy that was replicated later counts.
+        summary.degraded = self.copies.len() < self.manifest.required_copies as usize;
         summary
     }
 
@@ -335,6 +352,7 @@ pub(super) fn summarize(manifest: &Manifest, copies: Vec<SinkId>) -> BackupSumma
         stored_size: manifest.totals.stored,
         encrypted: manifest.encrypted(),
         sealed: true,
+        shortfalls: Vec::new(),
         degraded: manifest.degraded(),
         copies,
     }

@@ -45,7 +45,8 @@ pub(super) async fn clear(access: &Access<'_>, dir: &BackupDir, cleared: &mut Cl
             let (pending, condemned): (Vec<_>, Vec<_>) =
                 markers.into_iter().partition(|object| order(object) == Order::Pending);
             remove(access, pending, cleared).await?;
-            return remove(access, condemned, cleared).await;
+            // The markers of prunes are no part of what the backup took.
+            return remove(access, condemned, &mut Cleared::default()).await;
         }
     }
     Err(Error::new(ErrorKind::AlreadyExists, "delete backup")

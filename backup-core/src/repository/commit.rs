@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Inner;
 use crate::engine::fanout::Numbered;
 use crate::engine::progress::Watch;
+use crate::engine::retry::Patience;
 use crate::engine::store::Failures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -40,11 +41,19 @@ pub(super) struct Pending {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<BackupId>,
     pub(super) expires: DateTime<Utc>,
+    /// The run copies a backup that exists elsewhere. Another such run may take its place: both write the same bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) replica: bool,
 }
 
 impl Pending {
     pub(super) fn new(set: &SetName, id: BackupId, parent: Option<BackupId>) -> Self {
-        Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR }
+        Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR, replica: false }
+    }
+
+    /// The marker of a run that copies a backup.
+    pub(super) fn replica(set: &SetName, id: BackupId) -> Self {
+        Self { replica: true, ..Self::new(set, id, None) }
     }
 
     /// Reads a marker.
@@ -84,7 +93,7 @@ impl Inner {
         results.into_iter().filter_map(|(number, result)| result.err().map(|e| (number, e))).collect()
     }
 
-    /// Puts a small object. A create-new that finds exactly our bytes succeeded: the reply of an earlier try was lost.
+    /// Puts a small object. A create-new that fails but left exactly our bytes succeeded: its reply was lost.
     pub(super) async fn put_one(
         &self,
         sink: &Arc<dyn Sink>,
@@ -94,16 +103,19 @@ impl Inner {
         watch: &Watch,
     ) -> Result<()> {
         let put = || async { put_bytes(sink.as_ref(), key, bytes.clone(), options.clone()).await.map(drop) };
-        match self.patience.retry(sink.id(), watch, put).await {
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && options.mode == PutMode::CreateNew => {
-                let read = || read_bytes(sink.as_ref(), key, bytes.len() as u64);
-                match self.patience.retry(sink.id(), watch, read).await {
-                    Ok(there) if there == *bytes => Ok(()),
-                    _ => Err(e),
-                }
-            }
-            result => result,
+        let result = self.patience.retry(sink.id(), watch, put).await;
+        let Err(error) = result else { return Ok(()) };
+        if options.mode != PutMode::CreateNew {
+            return Err(error);
         }
+        let read = || read_bytes(sink.as_ref(), key, bytes.len() as u64);
+        let there = if error.kind() == ErrorKind::AlreadyExists {
+            self.patience.retry(sink.id(), watch, read).await
+        } else {
+            // Any failure may have come after the fact. Most likely the sink is gone: ask once.
+            self.patience.bound(read()).await
+        };
+        if there.is_ok_and(|there| there == *bytes) { Ok(()) } else { Err(error) }
     }
 
     /// Creates the pending marker on each sink and keeps it fresh until the returned handle is dropped.
@@ -115,7 +127,12 @@ impl Inner {
         watch: &Watch,
     ) -> Result<(Failures, AbortOnDropHandle<()>)> {
         let key = dir.pending()?;
-        let options = PutOptions::create_new(ObjectKind::Note);
+        let options = if pending.replica {
+            // What an earlier run left here is to be taken over.
+            PutOptions::overwrite(ObjectKind::Note)
+        } else {
+            PutOptions::create_new(ObjectKind::Note)
+        };
         let failures = self.put_each(sinks, &key, &pending.to_bytes()?, &options, watch).await;
         let good: Vec<_> = sinks
             .iter()
@@ -151,6 +168,7 @@ pub(super) struct Cleanup {
 }
 
 struct Work {
+    patience: Patience,
     snapshot: Option<Box<dyn Snapshot>>,
     sinks: Vec<Arc<dyn Sink>>,
     dir: BackupDir,
@@ -158,8 +176,8 @@ struct Work {
 }
 
 impl Cleanup {
-    pub(super) fn new(sinks: Vec<Arc<dyn Sink>>, dir: BackupDir) -> Self {
-        Self { work: Some(Work { snapshot: None, sinks, dir, renewing: None }) }
+    pub(super) fn new(patience: Patience, sinks: Vec<Arc<dyn Sink>>, dir: BackupDir) -> Self {
+        Self { work: Some(Work { patience, snapshot: None, sinks, dir, renewing: None }) }
     }
 
     pub(super) fn renewing(&mut self, handle: AbortOnDropHandle<()>) {
@@ -209,20 +227,20 @@ impl Work {
             // The run has failed already; that error is the one to report.
             let _ = tokio::time::timeout(CLEANUP_LIMIT, snapshot.close(Outcome::Aborted)).await;
         }
-        let removing = self.sinks.iter().map(|sink| remove_all(sink, &self.dir));
+        let removing = self.sinks.iter().map(|sink| remove_all(sink, &self.dir, self.patience));
         // What cannot be removed now has no manifest and an expiring marker: the orphan sweep takes it later.
         let _ = tokio::time::timeout(CLEANUP_LIMIT, futures::future::join_all(removing)).await;
     }
 }
 
 /// Removes every object below a backup's directory, the pending marker last.
-pub(super) async fn remove_all(sink: &Arc<dyn Sink>, dir: &BackupDir) -> Result<()> {
+pub(super) async fn remove_all(sink: &Arc<dyn Sink>, dir: &BackupDir, patience: Patience) -> Result<()> {
     let pending = dir.pending()?;
     let mut objects = sink.list(dir.prefix());
-    while let Some(object) = objects.try_next().await? {
+    while let Some(object) = patience.bound(async { objects.try_next().await }).await? {
         if object.key != pending {
-            sink.delete(&object.key).await?;
+            patience.bound(sink.delete(&object.key)).await?;
         }
     }
-    sink.delete(&pending).await
+    patience.bound(sink.delete(&pending)).await
 }

@@ -298,8 +298,9 @@ impl Work<'_> {
         let key = self.opened.dir.object(&object.object)?;
         let read = async {
             let mut hasher = crate::digest::Hasher::new();
-            let mut stream = sink.open(&key, None).await?;
-            while let Some(bytes) = stream.try_next().await? {
+            let patience = self.inner.patience;
+            let mut stream = patience.bound(sink.open(&key, None)).await?;
+            while let Some(bytes) = patience.bound(async { stream.try_next().await }).await? {
                 hasher.update(&bytes);
             }
             if hasher.finish() == object.sha256 {

@@ -66,7 +66,8 @@ impl Inner {
     }
 }
 
-async fn ring_files(sink: &dyn Sink, directory: &Key) -> Result<Vec<(String, Bytes)>> {
+/// The files of a sink's `keyring/`, with their names.
+pub(super) async fn ring_files(sink: &dyn Sink, directory: &Key) -> Result<Vec<(String, Bytes)>> {
     let mut files = Vec::new();
     let mut objects = sink.list(directory);
     while let Some(object) = objects.try_next().await? {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::LogPosition;
 use crate::name::{BackupId, SetName, SinkId};
+use crate::placement::Shortfall;
 
 /// A backup as lists show it.
 // Four independent facts, each recorded as it is; no two of them make a state.
@@ -52,8 +53,12 @@ pub struct BackupSummary {
     /// Whether its manifest's seal was verified, or nothing was there to verify it with because the repository
     /// has no keys.
     pub sealed: bool,
-    /// Whether it has fewer good copies than its repository required when it was made.
+    /// Whether fewer sinks hold it now than its repository required when it was made, or they break its copy rule. A replication can end this; what
+    /// was so when it was committed is in [`Manifest::good_copies`](crate::Manifest::good_copies).
     pub degraded: bool,
+    /// Which parts of the repository's [`CopyRule`](crate::CopyRule) its copies do not keep. Any makes it degraded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shortfalls: Vec<Shortfall>,
     /// The sinks that hold its manifest.
     pub copies: Vec<SinkId>,
 }
@@ -79,6 +84,7 @@ impl BackupSummary {
             encrypted: false,
             sealed: true,
             degraded: false,
+            shortfalls: Vec::new(),
             copies: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! AES-256-GCM in segments: [`AesGcm`].
 //!
-//! The format is specified to the byte in `docs/format-encryption.md`. In short: an immutable header with a random
+//! The format is specified to the byte in `docs/format.md`. In short: an immutable header with a random
 //! salt and a commitment to the key; segments of 64 KiB plain bytes, each sealed with its number and whether it is the
 //! last as nonce (the STREAM construction) and the header as associated data.
 

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::{
-    Artifact, ArtifactMeta, Bytes, CancellationToken, Error, ErrorKind, Outcome, Result, Selection, Snapshot,
+    Artifact, ArtifactMeta, CancellationToken, Error, ErrorKind, Outcome, Result, Selection, Snapshot,
     SourceReport, Warning,
 };
-use futures::StreamExt as _;
 use serde_json::{Map, Value, json};
 
 use super::collected::{Collected, incomplete, item_name};
+use super::flow::at_hand;
 use super::inspect::{Exported, database_details};
 use super::options::{CUSTOM, DumpOptions, GLOBALS, PLAIN, Scope, TOC};
 use super::tools::Tool;
@@ -221,9 +221,14 @@ impl Snapshot for PgSnapshot {
                     let name = database.artifact_name("database-toc");
                     let mut details = database.artifact_details();
                     details.insert("of".to_owned(), json!(dump));
-                    let meta = ArtifactMeta::new(name.clone(), TOC).phase(1).size_hint(bytes.len() as u64);
-                    self.collected.lock().done(&name, details);
-                    Artifact { meta, data: futures::stream::iter([Ok(Bytes::from(bytes))]).boxed() }
+                    // Before the dump when restoring: it tells where in the dump to read.
+                    let meta = ArtifactMeta::new(name.clone(), TOC).phase(0).size_hint(bytes.len() as u64);
+                    let collected = self.collected.clone();
+                    let data = at_hand(self.cancelled.clone(), bytes.into(), move || {
+                        collected.lock().done(&name, details);
+                        Ok(())
+                    });
+                    Artifact { meta, data }
                 }
                 Planned::Parallel(database, part) => {
                     part.artifact(database, self.collected.clone(), self.cancelled.clone())

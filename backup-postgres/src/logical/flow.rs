@@ -78,3 +78,15 @@ where
     })
     .boxed()
 }
+
+/// A stream of bytes that are at hand. `done` is called when they were taken.
+pub(crate) fn at_hand(
+    cancelled: CancellationToken,
+    bytes: Bytes,
+    done: impl FnOnce() -> Result<()> + Send + 'static,
+) -> ByteStream {
+    flow(cancelled, |out| async move {
+        out.send(bytes).await?;
+        done()
+    })
+}

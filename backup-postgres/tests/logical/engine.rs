@@ -84,9 +84,9 @@ async fn one_small_table_is_restored_reading_little_of_an_encrypted_backup() {
     let Some(server) = server() else { return };
     server.sql(
         "postgres",
-        "CREATE TABLE big AS SELECT i, md5(i::text) || md5((i * 7)::text) || md5((i * 13)::text) AS v FROM generate_series(1, 600000) i;
+        "CREATE TABLE big AS SELECT i, md5(i::text) || md5((i * 7)::text) || md5((i * 13)::text) AS v FROM generate_series(1, 1300000) i;
          CREATE TABLE customers (id serial PRIMARY KEY, v text UNIQUE);
-         INSERT INTO customers (v) SELECT md5(i::text) || md5((-i)::text) FROM generate_series(1, 8000) i;
+         INSERT INTO customers (v) SELECT md5(i::text) || md5((-i)::text) FROM generate_series(1, 20000) i;
          CREATE TABLE later AS TABLE big",
     );
     let sink = RecordingSink::new(MemorySink::new());

@@ -1,13 +1,12 @@
 //! What must not look like a backup, and what a failure leaves behind: nothing.
 
-
 use std::time::Duration;
 
+use super::server::Server;
+use super::{drive, server};
 use backup_core::{CancellationToken, ErrorKind, Outcome, Selection, SnapshotRequest, Source as _};
 use backup_postgres::{DumpFormat, PgConfig, PgDump, PgRestore};
 use futures::StreamExt as _;
-use super::server::Server;
-use super::{drive, server};
 
 const FORMATS: [DumpFormat; 3] = [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel];
 

@@ -1,13 +1,12 @@
 //! Replacing a database, and tables in one that is in use.
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use backup_core::{ErrorKind, Selection};
-use backup_postgres::{DumpFormat, PgDump, PgRestore};
 use super::server::Server;
 use super::{drive, server};
+use backup_core::{ErrorKind, Selection};
+use backup_postgres::{DumpFormat, PgDump, PgRestore};
 
 const FORMATS: [DumpFormat; 3] = [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel];
 

@@ -1,10 +1,9 @@
 //! A database with something of everything goes out and comes back, in every format, on every server there is.
 
-
-use backup_core::Selection;
-use backup_postgres::{DumpFormat, PgDump, PgRestore};
 use super::server::Server;
 use super::{drive, server};
+use backup_core::Selection;
+use backup_postgres::{DumpFormat, PgDump, PgRestore};
 
 const EVERYTHING: &str = include_str!("everything.sql");
 

@@ -55,9 +55,7 @@ fn programs(major: u32) -> Option<PathBuf> {
             !required.split(',').any(|r| r.trim() == name || r.trim() == "all"),
             "{name} is required and absent: run scripts/servers.d/postgres"
         );
-        eprintln!(
-            "SKIPPED: no PostgreSQL {major}; run scripts/servers.d/postgres and set BACKUP_TEST_PG{major}_BIN"
-        );
+        backup_testkit::skip(&format!("no PostgreSQL {major}; scripts/servers installs it"));
     }
     found
 }

@@ -225,6 +225,6 @@ fn mark_degraded(survey: &mut Survey, required: &BTreeMap<BackupId, u32>, now: D
             .zip(&newest)
             .any(|(listed, newest)| !listed.held.contains(&summary.id) && *newest < Some(summary.id));
         let required = required.get(&summary.id).map_or(0, |n| *n as usize);
-        summary.degraded |= never_there && summary.copies.len() < required;
+        summary.degraded = (summary.degraded || never_there) && summary.copies.len() < required;
     }
 }

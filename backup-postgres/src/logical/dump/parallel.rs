@@ -7,13 +7,13 @@ mod tables;
 use std::sync::Arc;
 
 use backup_core::{Artifact, ArtifactMeta, Bytes, CancellationToken, Result};
-use futures::StreamExt as _;
 use serde_json::json;
 
 use super::Database;
 use crate::ident::Qualified;
 use crate::logical::archive::{HeadReader, Progress};
 use crate::logical::collected::{Collected, SequenceValue, incomplete};
+use crate::logical::flow::at_hand;
 use crate::logical::options::{COPY, COPY_TAR, EXTRA_SQL, SCHEMA};
 use crate::logical::tools::Tool;
 
@@ -176,8 +176,11 @@ impl Part {
                         .map(|s| json!([s.name.schema, s.name.name, s.last_value, s.is_called]));
                     details.insert("sequences".to_owned(), values.collect());
                 }
-                collected.lock().done(&name, details);
-                Artifact { meta, data: futures::stream::iter([Ok(bytes)]).boxed() }
+                let data = at_hand(cancelled, bytes, move || {
+                    collected.lock().done(&name, details);
+                    Ok(())
+                });
+                Artifact { meta, data }
             }
             Self::Small(number, tables) => {
                 let name = database.artifact_name(&format!("tables-{number:02}"));
@@ -193,18 +196,18 @@ impl Part {
             Self::Sequences(values) => {
                 let name = database.artifact_name("sequences");
                 let sql: String = values.iter().map(extras::setval).collect();
-                let mut inner = collected.lock();
-                for value in &values {
-                    if let Err(error) = inner.sequence(&database.prefix, &name, value) {
-                        let data = futures::stream::iter([Err(error)]).boxed();
-                        return Artifact { meta: ArtifactMeta::new(name, EXTRA_SQL), data };
+                let meta = ArtifactMeta::new(name.clone(), EXTRA_SQL).phase(2).size_hint(sql.len() as u64);
+                let data = at_hand(cancelled, sql.into(), move || {
+                    let mut inner = collected.lock();
+                    for value in &values {
+                        inner.sequence(&database.prefix, &name, value)?;
                     }
-                }
-                let mut details = database.artifact_details();
-                details.insert("holds".to_owned(), json!("sequences"));
-                inner.done(&name, details);
-                let meta = ArtifactMeta::new(name, EXTRA_SQL).phase(2).size_hint(sql.len() as u64);
-                Artifact { meta, data: futures::stream::iter([Ok(Bytes::from(sql))]).boxed() }
+                    let mut details = database.artifact_details();
+                    details.insert("holds".to_owned(), json!("sequences"));
+                    inner.done(&name, details);
+                    Ok(())
+                });
+                Artifact { meta, data }
             }
             Self::LargeObjects => {
                 let name = database.artifact_name("large-objects");

@@ -24,8 +24,9 @@ use super::{RestoreOptions, Warnings};
 use crate::config::PgConfig;
 use crate::error::quotable;
 use crate::ident::{Qualified, quote};
+use crate::logical::archive::Head;
 use crate::logical::collected::SequenceValue;
-use crate::logical::options::{COPY, COPY_TAR, CUSTOM, SCHEMA};
+use crate::logical::options::{COPY, COPY_TAR, CUSTOM, SCHEMA, TOC};
 use crate::session::Session;
 
 /// What becomes of tables that exist.
@@ -48,6 +49,8 @@ pub(crate) struct TablesRestore {
     details: BTreeMap<String, Map<String, Value>>,
     proofs: Proofs,
     definitions: tokio::sync::Mutex<Option<Definitions>>,
+    /// The table of contents of a custom archive, where it is kept beside it.
+    head: tokio::sync::Mutex<Option<Box<Head>>>,
     warnings: Warnings,
     items: u64,
     bytes: u64,
@@ -124,6 +127,7 @@ impl TablesRestore {
             details: plan.artifacts.iter().map(|a| (a.meta.name.to_string(), a.details.clone())).collect(),
             proofs: plan.proofs.clone(),
             definitions: tokio::sync::Mutex::new(None),
+            head: tokio::sync::Mutex::new(None),
             warnings,
             items,
             bytes,
@@ -203,7 +207,7 @@ impl Restore for TablesRestore {
     fn wants(&self, meta: &ArtifactMeta) -> bool {
         let own =
             self.details.get(meta.name.as_ref()).and_then(|d| d.get("database")).and_then(Value::as_str);
-        [CUSTOM, SCHEMA, COPY, COPY_TAR].contains(&meta.format)
+        [TOC, CUSTOM, SCHEMA, COPY, COPY_TAR].contains(&meta.format)
             && (self.source.is_empty() || own.is_none_or(|own| own == self.source))
     }
 
@@ -226,15 +230,28 @@ impl Restore for TablesRestore {
         if meta.format == COPY_TAR {
             return self.loader.small(&reader, details).await;
         }
-        let mut stream = reader.stream().await?;
-        let Some((head, _)) = read_head(&mut stream).await? else {
-            return Err(Error::new(ErrorKind::Unsupported, "restore tables").message(
-                "this archive's version is not known to this build; restore the whole into another database",
-            ));
+        let known = self.head.lock().await.take();
+        let (head, defined) = match known {
+            Some(head) => (head, true),
+            None => {
+                let mut stream = reader.stream().await?;
+                let Some((head, _)) = read_head(&mut stream).await? else {
+                    return Err(Error::new(ErrorKind::Unsupported, "restore tables").message(
+                        "this archive's version is not known to this build; restore the whole into another database",
+                    ));
+                };
+                (head, false)
+            }
         };
-        drop(stream);
-        self.define(&head.without_data(), details).await?;
-        if meta.format == CUSTOM { self.loader.parts(&head, &reader).await } else { Ok(()) }
+        if !defined {
+            self.define(&head.without_data(), details).await?;
+        }
+        if meta.format == CUSTOM {
+            self.loader.parts(&head, &reader).await?;
+        } else if meta.format == TOC {
+            *self.head.lock().await = Some(head);
+        }
+        Ok(())
     }
 
     async fn prove(&self) -> Result<Proofs> {

@@ -1,0 +1,243 @@
+//! What a sink holds of a backup, and what it lacks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{TimeDelta, Utc};
+use futures::TryStreamExt as _;
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
+use crate::repository::catalog::{Catalog, Opened};
+use crate::repository::commit::Pending;
+use crate::sink::{Availability, ObjectInfo, ObjectKind, Sink, read_bytes};
+
+/// Objects up to this size are read and compared although only sizes were asked for: that costs no more than asking.
+const SMALL: u64 = 256 * 1024;
+/// Largest pending marker that is read.
+const PENDING_LIMIT: u64 = 64 * 1024;
+/// How long a run may take to tidy up after its manifest, beside waiting for sinks.
+const FINISHING: TimeDelta = TimeDelta::minutes(10);
+
+/// An object of a backup beside its manifest and key wraps.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) object: StoredObject,
+    pub(super) kind: ObjectKind,
+}
+
+/// The parts of a backup, data first.
+pub(super) fn parts(manifest: &Manifest) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for object in manifest.artifacts.iter().map(|a| &a.stored).chain([&manifest.details]) {
+        parts.push(Part { object: object.clone(), kind: ObjectKind::Data });
+        if let Some(index) = &object.index {
+            let object = StoredObject {
+                object: index.object.clone(),
+                size: index.size,
+                sha256: index.sha256,
+                plain_size: None,
+                index: None,
+            };
+            parts.push(Part { object, kind: ObjectKind::Index });
+        }
+    }
+    parts.extend(manifest.notes.iter().map(|note| Part { object: note.clone(), kind: ObjectKind::Note }));
+    parts
+}
+
+/// How an object is on a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    Missing,
+    Damaged,
+}
+
+/// What a sink holds of a backup.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) manifest: Standing,
+    /// In the order of [`parts`].
+    pub(super) parts: Vec<Standing>,
+    pub(super) wraps: Standing,
+    /// Whether a run's marker lies there.
+    pub(super) pending: bool,
+}
+
+impl Held {
+    pub(super) fn is_whole(&self) -> bool {
+        self.manifest == Standing::Good
+            && self.wraps == Standing::Good
+            && self.parts.iter().all(|s| *s == Standing::Good)
+    }
+}
+
+/// Looks at everything `sink` holds of the backup. With `verify` every object is read.
+pub(super) async fn held(
+    catalog: &Catalog<'_>,
+    opened: &Opened,
+    parts: &[Part],
+    sink: &Arc<dyn Sink>,
+    verify: bool,
+) -> Result<Held> {
+    let found = listed(catalog, opened, sink).await?;
+    let markers = opened.dir.condemned()?;
+    if found.keys().any(|key| key.strip_prefix(&markers).is_some()) {
+        return Err(condemned());
+    }
+    let mut standings = Vec::with_capacity(parts.len());
+    for part in parts {
+        let key = opened.dir.object(&part.object.object)?;
+        standings.push(part_standing(catalog, sink, &key, part, found.get(&key), verify).await?);
+    }
+    Ok(Held {
+        manifest: manifest_standing(catalog, opened, sink).await?,
+        parts: standings,
+        wraps: super::wraps::standing(catalog, opened, sink, verify).await?,
+        pending: found.contains_key(&opened.dir.pending()?),
+    })
+}
+
+pub(super) fn condemned() -> Error {
+    Error::new(ErrorKind::PruneRefused, "replicate")
+        .message("this copy is being pruned; replicate again afterwards if the backup is still wanted")
+}
+
+async fn listed(
+    catalog: &Catalog<'_>,
+    opened: &Opened,
+    sink: &Arc<dyn Sink>,
+) -> Result<BTreeMap<Key, ObjectInfo>> {
+    let list = || async {
+        let mut found = BTreeMap::new();
+        let mut objects = sink.list(opened.dir.prefix());
+        while let Some(object) = objects.try_next().await? {
+            found.insert(object.key.clone(), object);
+        }
+        Ok(found)
+    };
+    catalog.inner.patience.retry(sink.id(), &catalog.watch, list).await
+}
+
+async fn part_standing(
+    catalog: &Catalog<'_>,
+    sink: &Arc<dyn Sink>,
+    key: &Key,
+    part: &Part,
+    info: Option<&ObjectInfo>,
+    verify: bool,
+) -> Result<Standing> {
+    let Some(info) = info else { return Ok(Standing::Missing) };
+    if info.size != part.object.size {
+        return Ok(Standing::Damaged);
+    }
+    if !verify && (info.size > SMALL || info.availability != Availability::Ready) {
+        return Ok(Standing::Good);
+    }
+    let patience = catalog.inner.patience;
+    let digest = || async {
+        let mut hasher = Hasher::new();
+        let mut stream = patience.bound(sink.open(key, None)).await?;
+        while let Some(bytes) = patience.bound(async { stream.try_next().await }).await? {
+            hasher.update(&bytes);
+        }
+        Ok::<_, Error>(hasher.finish())
+    };
+    let mut tries = patience.tries(sink.id(), &catalog.watch);
+    loop {
+        // Large objects take longer than a single operation may: each chunk is timed for itself.
+        match digest().await {
+            Ok(digest) if digest == part.object.sha256 => return Ok(Standing::Good),
+            Ok(_) => return Ok(Standing::Damaged),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Missing),
+            Err(error) => tries.again(error).await?,
+        }
+    }
+}
+
+/// Whether the manifest is ours, missing or damaged.
+///
+/// # Errors
+///
+/// One that is whole but another is never replaced: somebody must decide which of the two is right.
+async fn manifest_standing(catalog: &Catalog<'_>, opened: &Opened, sink: &Arc<dyn Sink>) -> Result<Standing> {
+    let bytes = match catalog.read(sink, &opened.dir.manifest()?, MANIFEST_LIMIT).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Missing),
+        Err(error) if error.kind() == ErrorKind::LimitExceeded => return Ok(Standing::Damaged),
+        Err(error) => return Err(error),
+    };
+    if Digest::of(&bytes) == opened.digest {
+        return Ok(Standing::Good);
+    }
+    let refuse = |error: Error| {
+        error.message(
+            "this sink holds another manifest of the same backup that is whole; find out which one is right and \
+             remove the other by hand",
+        )
+    };
+    match manifest::open(&bytes, opened.key.as_ref(), &catalog.set, opened.manifest.id) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Standing::Damaged),
+        Err(error) => Err(refuse(Error::new(error.kind(), "replicate")).caused_by(error)),
+        Ok(_) => Err(refuse(Error::new(ErrorKind::AlreadyExists, "replicate"))),
+    }
+}
+
+/// The exact bytes of the trusted manifest.
+pub(super) async fn manifest_bytes(
+    catalog: &Catalog<'_>,
+    opened: &Opened,
+    sources: &[Arc<dyn Sink>],
+) -> Result<Bytes> {
+    let mut last =
+        Error::new(ErrorKind::NotFound, "replicate").message("no sink holds the manifest any more");
+    for sink in sources {
+        match catalog.read(sink, &opened.dir.manifest()?, MANIFEST_LIMIT).await {
+            Ok(bytes) if Digest::of(&bytes) == opened.digest => return Ok(bytes),
+            Ok(_) => {
+                last = Error::corrupt("replicate", "the manifest changed while it was read")
+                    .with("sink", sink.id());
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Refuses a backup whose run has written its manifest but not finished: it may still be removing what it left on
+/// sinks that failed.
+pub(super) async fn refuse_unfinished(
+    catalog: &Catalog<'_>,
+    opened: &Opened,
+    trusted: &[Arc<dyn Sink>],
+) -> Result<()> {
+    let patience = catalog.inner.patience;
+    let finishing = FINISHING + TimeDelta::from_std(patience.stall * 2).unwrap_or_default();
+    if Utc::now() - opened.manifest.finished > finishing {
+        return Ok(());
+    }
+    let key = opened.dir.pending()?;
+    for sink in trusted {
+        let read = || read_bytes(sink.as_ref(), &key, PENDING_LIMIT);
+        let bytes = match patience.retry(sink.id(), &catalog.watch, read).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let over =
+            serde_json::from_slice::<Pending>(&bytes).is_ok_and(|p| p.replica || p.expires < Utc::now());
+        if !over {
+            return Err(Error::new(ErrorKind::Unavailable, "replicate")
+                .message(
+                    "the run that made this backup is just finishing; replicate again in some minutes, or say \
+                     `take_over` if that run is dead",
+                )
+                .with("sink", sink.id()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What a sink and its writers and readers share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use backup_core::{Error, Key, ObjectKind, Result, SinkId};
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::{Attribute, Attributes, Extensions, GetOptions, ObjectMeta, ObjectStore, TagSet};
+
+use crate::class::Tier;
+use crate::clock::Skew;
+use crate::error::{Tried, store_error};
+use crate::native::Native;
+use crate::options::Options;
+use crate::parts::PartSizes;
+use crate::place::Place;
+
+/// Metadata that says which writer made an object, so that a lost reply can be told from a lost race. One word:
+/// Azure allows only C# identifiers.
+const WRITER: &str = "backupwriter";
+
+pub(crate) struct Shared {
+    pub(crate) id: SinkId,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) multipart: Option<Arc<dyn MultipartStore>>,
+    pub(crate) native: Option<Arc<dyn Native>>,
+    pub(crate) place: Place,
+    pub(crate) options: Options,
+    pub(crate) part_sizes: PartSizes,
+    pub(crate) skew: Skew,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the store: its own Debug may show how it signs.
+        f.debug_struct("Shared").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// An object as a head request shows it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) meta: ObjectMeta,
+    pub(crate) tier: Tier,
+    /// The token of the writer that made it.
+    pub(crate) writer: Option<String>,
+}
+
+impl Shared {
+    pub(crate) fn attributes(&self, kind: ObjectKind, writer: &str) -> Attributes {
+        let mut attributes = Attributes::new();
+        if self.options.attributes {
+            attributes.insert(Attribute::Metadata(WRITER.into()), writer.to_owned().into());
+            if let Some(class) = self.options.classes.of(kind) {
+                attributes.insert(Attribute::StorageClass, class.to_owned().into());
+            }
+        }
+        attributes
+    }
+
+    pub(crate) fn tags(&self) -> TagSet {
+        let mut tags = TagSet::default();
+        for (name, value) in &self.options.tags {
+            tags.push(name, value);
+        }
+        tags
+    }
+
+    /// Extensions for an object to be locked until then; empty where the store has no locks.
+    pub(crate) async fn lock(&self, until: Option<chrono::DateTime<chrono::Utc>>) -> Result<Extensions> {
+        match (until, &self.native) {
+            (Some(until), Some(native)) => Ok(native.lock(until).await?.unwrap_or_default()),
+            _ => Ok(Extensions::new()),
+        }
+    }
+
+    pub(crate) async fn find(&self, path: &Path) -> Result<Found, object_store::Error> {
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let result = self.store.get_opts(path, options).await?;
+        Ok(Found {
+            tier: result.extensions.get::<Tier>().cloned().unwrap_or_default(),
+            writer: result.attributes.get(&Attribute::Metadata(WRITER.into())).map(|v| v.as_ref().to_owned()),
+            meta: result.meta,
+        })
+    }
+
+    /// An error of this sink's store.
+    pub(crate) fn error(
+        &self,
+        operation: &'static str,
+        tried: Tried,
+        key: &Key,
+        error: &object_store::Error,
+    ) -> Error {
+        store_error(operation, tried, error).with("key", key).with("sink", &self.id)
+    }
+}

@@ -1,0 +1,79 @@
+//! An object in one put.
+
+use std::time::Duration;
+
+use backup_core::{ErrorKind, PutMode, Result};
+use object_store::{PutOptions, PutPayload};
+
+use super::Writer;
+use crate::error::{Tried, reply};
+
+/// Tries of a conditional put whose outcome is in doubt. `object_store` does not repeat these by itself.
+const TRIES: u32 = 6;
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const OPERATION: &str = "put object";
+
+/// What a look at the name says about a put whose outcome is in doubt.
+enum Outcome {
+    Ours,
+    Another,
+    Nothing,
+    Unknown,
+}
+
+impl Writer {
+    /// Puts everything that was written in one request.
+    pub(super) async fn put_whole(&mut self) -> Result<()> {
+        let mut pieces = std::mem::take(&mut self.waiting);
+        pieces.push(std::mem::take(&mut self.filling).into());
+        // One contiguous piece stays one: the client then sends it without a stream in between.
+        let payload: PutPayload = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
+        let extensions = self.shared.lock(self.options.retain_until).await?;
+        let mode = match self.options.mode {
+            PutMode::CreateNew => object_store::PutMode::Create,
+            PutMode::Overwrite => object_store::PutMode::Overwrite,
+        };
+        for attempt in 0.. {
+            let options = PutOptions {
+                mode: mode.clone(),
+                tags: self.shared.tags(),
+                attributes: self.shared.attributes(self.options.kind, &self.token),
+                extensions: extensions.clone(),
+            };
+            let Err(error) = self.shared.store.put_opts(&self.path, payload.clone(), options).await else {
+                return Ok(());
+            };
+            let mapped = self.shared.error(OPERATION, Tried::Enough, &self.key, &error);
+            let refused = mapped.kind() == ErrorKind::AlreadyExists;
+            // Without an answer, or with a server's error: the object may be there or not.
+            let in_doubt = matches!(mapped.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
+            if self.options.mode == PutMode::Overwrite || !(refused || in_doubt) {
+                return Err(mapped);
+            }
+            // Two conditional puts at once: the store may tell both to come again (409), and keep neither.
+            let collided =
+                refused && reply(&error).code_is(&["ConditionalRequestConflict", "OperationAborted"]);
+            match self.look().await {
+                Outcome::Ours => return Ok(()),
+                Outcome::Another => {
+                    return Err(crate::sink::already_exists(OPERATION, &self.shared, &self.key));
+                }
+                Outcome::Unknown if refused && !collided => return Err(mapped),
+                Outcome::Nothing | Outcome::Unknown if attempt + 1 < TRIES => {
+                    tokio::time::sleep(FIRST_WAIT * 2u32.pow(attempt)).await;
+                }
+                Outcome::Nothing | Outcome::Unknown => return Err(mapped),
+            }
+        }
+        Ok(())
+    }
+
+    async fn look(&self) -> Outcome {
+        match self.shared.find(&self.path).await {
+            Ok(found) if found.writer.as_deref() == Some(&self.token) => Outcome::Ours,
+            Ok(_) => Outcome::Another,
+            Err(object_store::Error::NotFound { .. }) => Outcome::Nothing,
+            Err(_) => Outcome::Unknown,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Object store sinks against real servers and stand-ins.
+
+mod auth;
+mod conformance;
+mod engine;
+mod faults;
+mod features;
+mod gcs;
+mod multipart;
+mod probe;
+mod profile;
+mod reading;
+mod servers;
