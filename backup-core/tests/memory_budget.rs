@@ -325,9 +325,7 @@ fn peak(job: &str, dir: &Path) -> u64 {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{job}: {text}{}", String::from_utf8_lossy(&output.stderr));
     let peak = text.lines().find_map(|line| line.strip_prefix("peak ")?.parse().ok());
-    let peak = peak.unwrap_or_else(|| panic!("{job}: no peak in {text}"));
-    println!("{job}: {} MiB", peak / 1024);
-    peak
+    peak.unwrap_or_else(|| panic!("{job}: no peak in {text}"))
 }
 
 fn is_bounded(what: &str, small: u64, large: u64) {

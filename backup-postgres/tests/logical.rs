@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod logical {
-    pub mod drive;
-    pub mod server;
+    pub(crate) mod drive;
+    pub(crate) mod server;
 
     mod check;
     mod cluster;

@@ -167,7 +167,7 @@ impl Catalog<'_> {
             }
         }
         // Ids tell seconds apart; two backups of one second are told apart by their manifests.
-        list.backups.sort_by(|a, b| (b.started, b.id).cmp(&(a.started, a.id)));
+        list.backups.sort_by_key(|backup| std::cmp::Reverse((backup.started, backup.id)));
         Ok(list)
     }
 

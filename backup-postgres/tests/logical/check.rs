@@ -25,12 +25,17 @@ async fn the_least_role_can_back_up_and_restore() {
              INSERT INTO app.t (v) SELECT 'x' || i FROM generate_series(1, 100) i",
         );
         for format in [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel] {
-            let source = PgDump::connect(server.url_as("backup", "books")).unwrap().format(format).pg_dump(&server.bin);
+            let source = PgDump::connect(server.url_as("backup", "books"))
+                .unwrap()
+                .format(format)
+                .pg_dump(&server.bin);
             let report = source.check().await.unwrap();
             assert!(report.findings.is_empty(), "{:?}", report.findings);
             assert!(report.server_version.unwrap().starts_with(&major.to_string()));
             let kept = drive::backup(&source).await.unwrap_or_else(|e| panic!("{}", e.chain()));
-            let target = PgRestore::database(server.url_as("restorer", "postgres"), "copy").unwrap().pg_restore(&server.bin);
+            let target = PgRestore::database(server.url_as("restorer", "postgres"), "copy")
+                .unwrap()
+                .pg_restore(&server.bin);
             drive::restore(&kept, &target, Selection::all(), false)
                 .await
                 .unwrap_or_else(|e| panic!("{major} {format:?}: {}", e.chain()));
@@ -66,7 +71,10 @@ async fn what_a_managed_server_denies_is_named_with_the_way_round() {
     assert!(source.check().await.unwrap().findings.is_empty());
     drive::backup(&source).await.unwrap();
 
-    server.sql("postgres", "REVOKE pg_read_all_data FROM backup; GRANT SELECT ON ALL TABLES IN SCHEMA public TO backup");
+    server.sql(
+        "postgres",
+        "REVOKE pg_read_all_data FROM backup; GRANT SELECT ON ALL TABLES IN SCHEMA public TO backup",
+    );
     let cluster = source.cluster();
     assert_eq!(codes(&cluster.check().await.unwrap()), ["pg-authid-unreadable"]);
     let cluster = cluster.role_passwords(false);

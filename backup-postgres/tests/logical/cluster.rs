@@ -33,7 +33,11 @@ async fn a_cluster_comes_back_on_another_server_with_its_roles() {
     for major in server::versions(&[15, 17]) {
         let server = filled(major);
         for format in [DumpFormat::Custom, DumpFormat::Plain, DumpFormat::Parallel] {
-            let source = PgDump::connect(server.url("postgres")).unwrap().cluster().format(format).pg_dump(&server.bin);
+            let source = PgDump::connect(server.url("postgres"))
+                .unwrap()
+                .cluster()
+                .format(format)
+                .pg_dump(&server.bin);
             let kept = drive::backup(&source).await.unwrap_or_else(|e| panic!("{}", e.chain()));
             assert_eq!(kept.report.proofs["Zwei ü/2/public.t"].count, 50);
             assert!(kept.report.warnings.iter().any(|w| w.code == "databases-at-different-moments"));
@@ -48,9 +52,16 @@ async fn a_cluster_comes_back_on_another_server_with_its_roles() {
                 assert_eq!(other.plain_dump(database), server.plain_dump(database));
             }
             assert_eq!(other.sql("one", "SHOW work_mem"), "9MB");
-            assert_eq!(other.sql("postgres", "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'one'"), "Ann B");
+            assert_eq!(
+                other
+                    .sql("postgres", "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'one'"),
+                "Ann B"
+            );
             // What existed stays as it was; everything else is the same.
-            assert_eq!(other.sql("postgres", "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'readers'"), "t");
+            assert_eq!(
+                other.sql("postgres", "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'readers'"),
+                "t"
+            );
             other.sql("postgres", "ALTER ROLE readers NOLOGIN");
             assert_eq!(other.sql("postgres", ROLES), server.sql("postgres", ROLES));
         }

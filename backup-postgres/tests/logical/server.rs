@@ -193,10 +193,6 @@ impl Server {
             "stop",
         );
     }
-
-    pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
 }
 
 impl Drop for Server {
@@ -214,7 +210,7 @@ impl Drop for Server {
 }
 
 /// A pgbouncer, from `BACKUP_TEST_PGBOUNCER_BIN` or the system.
-pub fn pgbouncer() -> Option<PathBuf> {
+pub(crate) fn pgbouncer() -> Option<PathBuf> {
     let named = std::env::var_os("BACKUP_TEST_PGBOUNCER_BIN").map(PathBuf::from);
     let found = named.into_iter().chain([PathBuf::from("/usr/sbin/pgbouncer")]).find(|p| p.is_file());
     if found.is_none() {
@@ -227,7 +223,7 @@ pub fn pgbouncer() -> Option<PathBuf> {
 }
 
 /// A pool of connections to a server.
-pub struct Pool {
+pub(crate) struct Pool {
     child: std::process::Child,
     port: u16,
     _dir: tempfile::TempDir,
@@ -235,7 +231,7 @@ pub struct Pool {
 
 impl Pool {
     /// Starts a pool in a mode of pgbouncer.
-    pub fn start(program: &Path, server: &Server, mode: &str) -> Self {
+    pub(crate) fn start(program: &Path, server: &Server, mode: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         if is_root() {
             checked(Command::new("chown").arg(NOBODY).arg(dir.path()), "chown");
@@ -260,7 +256,7 @@ impl Pool {
         panic!("pgbouncer does not answer");
     }
 
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 }

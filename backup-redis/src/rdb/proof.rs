@@ -114,7 +114,7 @@ impl Sums {
 }
 
 /// Computes the proof of an RDB while a reader reads it. Equal content gives equal proofs, whichever server, version
-/// and encoding stored it; the source of [`super::canonical`] says what is hashed.
+/// and encoding stored it; the source of `rdb/canonical.rs` says what is hashed.
 #[derive(Default)]
 pub struct Prover {
     canonical: Canonical,

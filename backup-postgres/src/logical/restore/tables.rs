@@ -231,17 +231,16 @@ impl Restore for TablesRestore {
             return self.loader.small(&reader, details).await;
         }
         let known = self.head.lock().await.take();
-        let (head, defined) = match known {
-            Some(head) => (head, true),
-            None => {
-                let mut stream = reader.stream().await?;
-                let Some((head, _)) = read_head(&mut stream).await? else {
-                    return Err(Error::new(ErrorKind::Unsupported, "restore tables").message(
-                        "this archive's version is not known to this build; restore the whole into another database",
-                    ));
-                };
-                (head, false)
-            }
+        let (head, defined) = if let Some(head) = known {
+            (head, true)
+        } else {
+            let mut stream = reader.stream().await?;
+            let Some((head, _)) = read_head(&mut stream).await? else {
+                return Err(Error::new(ErrorKind::Unsupported, "restore tables").message(
+                    "this archive's version is not known to this build; restore the whole into another database",
+                ));
+            };
+            (head, false)
         };
         if !defined {
             self.define(&head.without_data(), details).await?;
