@@ -186,9 +186,9 @@ impl StoredReader {
             .await
             .map_err(|e| Error::new(ErrorKind::Internal, "hash block").caused_by(e))?;
         if expected != Some(actual) {
-            return Err(Error::corrupt("read object", "the bytes differ from what was written")
-                .with("block", number)
-                .with("sink", sink.id()));
+            return Err(
+                Error::corrupt("read object", "the bytes differ from what was written").with("block", number)
+            );
         }
         Ok(block)
     }
