@@ -182,9 +182,13 @@ fn a_restore_stopped_at_any_moment_leaves_the_target_alone() {
         let repo = repository(&sinks);
         let source = Counted::new();
         repo.backup("app", &source).await.unwrap();
-        let began = Instant::now();
-        repo.restore("app").into(&MemoryTarget::new()).await.unwrap();
-        let usual = began.elapsed();
+        // The quickest of a few: the first one warms everything up.
+        let mut usual = Duration::MAX;
+        for _ in 0..4 {
+            let began = Instant::now();
+            repo.restore("app").into(&MemoryTarget::new()).await.unwrap();
+            usual = usual.min(began.elapsed());
+        }
         let objects = sinks[0].keys();
         tokio::time::sleep(Duration::from_millis(200)).await;
         let (tasks_before, threads_before) = (tasks(), threads());

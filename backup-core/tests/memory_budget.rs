@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use backup_core::{
     AesGcm, Artifact, ArtifactFormat, ArtifactMeta, ArtifactReader, Atomicity, ByteStream, Bytes,
-    CheckReport, Error, Hasher, Key, Keyring, ObjectInfo, Outcome, Proof, Proofs, PutOptions, Repository,
-    Restore, RestorePlan, RestoreReport, RestoreTarget, Result, Sink, SinkId, SinkWriter, Snapshot,
-    SnapshotRequest, Source, SourceReport, Undo, WHOLE_BYTES, Zstd, async_trait, whole_proof,
+    CheckReport, Error, Hasher, Key, Keyring, ObjectInfo, ObjectKind, Outcome, Proof, Proofs, PutOptions,
+    Repository, Restore, RestorePlan, RestoreReport, RestoreTarget, Result, Sink, SinkId, SinkWriter,
+    Snapshot, SnapshotRequest, Source, SourceReport, Undo, WHOLE_BYTES, Zstd, async_trait, whole_proof,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -170,7 +170,9 @@ impl Restore for Forgotten {
 #[derive(Clone, Debug)]
 struct Outside {
     id: SinkId,
-    dir: Option<PathBuf>,
+    dir: PathBuf,
+    /// Drops artifacts, for runs that only write: markers, wraps and manifests are kept.
+    forgets: bool,
 }
 
 #[derive(Debug)]
@@ -181,14 +183,16 @@ struct OutsideWriter {
 }
 
 impl Outside {
-    fn new(id: &str, dir: Option<&Path>) -> Self {
-        Self { id: SinkId::new(id), dir: dir.map(Path::to_owned) }
+    fn new(id: &str, dir: &Path, forgets: bool) -> Self {
+        let dir = dir.join(id);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self { id: SinkId::new(id), dir, forgets }
     }
-    fn path(&self, key: &Key) -> Option<PathBuf> {
-        Some(self.dir.as_ref()?.join(key.as_str().replace('/', "!")))
+    fn path(&self, key: &Key) -> PathBuf {
+        self.dir.join(key.as_str().replace('/', "!"))
     }
     fn found(&self, key: &Key) -> Result<PathBuf> {
-        self.path(key)
+        Some(self.path(key))
             .filter(|path| path.exists())
             .ok_or_else(|| Error::new(backup_core::ErrorKind::NotFound, "find object"))
     }
@@ -203,10 +207,11 @@ impl Sink for Outside {
     fn id(&self) -> &SinkId {
         &self.id
     }
-    async fn create(&self, key: &Key, _: PutOptions) -> Result<Box<dyn SinkWriter>> {
-        let file = match self.path(key) {
-            Some(path) => Some(tokio::fs::File::create(path).await.map_err(io)?),
-            None => None,
+    async fn create(&self, key: &Key, options: PutOptions) -> Result<Box<dyn SinkWriter>> {
+        let file = if self.forgets && options.kind == ObjectKind::Data {
+            None
+        } else {
+            Some(tokio::fs::File::create(self.path(key)).await.map_err(io)?)
         };
         Ok(Box::new(OutsideWriter { key: key.clone(), size: 0, file }))
     }
@@ -228,10 +233,8 @@ impl Sink for Outside {
         Ok(ObjectInfo::new(key.clone(), size))
     }
     fn list(&self, prefix: &Key) -> BoxStream<'static, Result<ObjectInfo>> {
-        let names: Vec<String> = self
-            .dir
-            .iter()
-            .flat_map(|dir| std::fs::read_dir(dir).unwrap())
+        let names: Vec<String> = std::fs::read_dir(&self.dir)
+            .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap().replace('!', "/"))
             .collect();
         let keys = names.into_iter().map(|name| Key::parse(name).unwrap());
@@ -300,9 +303,9 @@ async fn child() {
         max_open: words[2].parse().unwrap(),
     };
     let plain = (source.artifacts * source.mib_each * MIB) as u64;
-    let dir = std::env::var_os(DIR).map(PathBuf::from);
-    let kept = if words[0] == "backup" { None } else { dir.as_deref() };
-    let repo = repository([Outside::new("first", kept), Outside::new("second", None)]);
+    let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    let forgets = words[0] == "backup";
+    let repo = repository([Outside::new("first", &dir, forgets), Outside::new("second", &dir, true)]);
     if words[0] == "restore" {
         let done = repo.restore("app").into(&Forgetful).await.unwrap();
         assert_eq!(done.plain_read, plain);

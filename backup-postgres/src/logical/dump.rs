@@ -7,6 +7,7 @@ mod stream;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use backup_core::{
@@ -16,7 +17,7 @@ use backup_core::{
 use serde_json::{Map, Value, json};
 
 use super::collected::{Collected, incomplete, item_name};
-use super::flow::at_hand;
+use super::flow::{at_hand, counted};
 use super::inspect::{Exported, database_details};
 use super::options::{CUSTOM, DumpOptions, GLOBALS, PLAIN, Scope, TOC};
 use super::tools::Tool;
@@ -77,6 +78,8 @@ pub(crate) struct PgSnapshot {
     databases: Vec<Arc<Database>>,
     planned: VecDeque<Planned>,
     given: usize,
+    /// Artifacts that were read to their end.
+    drained: Arc<AtomicUsize>,
     collected: Collected,
     tocs: stream::Tocs,
     cancelled: CancellationToken,
@@ -138,6 +141,7 @@ impl PgSnapshot {
             databases,
             planned,
             given: 0,
+            drained: Arc::default(),
             collected,
             tocs: Arc::default(),
             cancelled,
@@ -224,7 +228,7 @@ impl Snapshot for PgSnapshot {
                     // Before the dump when restoring: it tells where in the dump to read.
                     let meta = ArtifactMeta::new(name.clone(), TOC).phase(0).size_hint(bytes.len() as u64);
                     let collected = self.collected.clone();
-                    let data = at_hand(self.cancelled.clone(), bytes.into(), move || {
+                    let data = at_hand(bytes.into(), move || {
                         collected.lock().done(&name, details);
                         Ok(())
                     });
@@ -235,7 +239,8 @@ impl Snapshot for PgSnapshot {
                 }
             };
             self.given += 1;
-            return Ok(Some(artifact));
+            let Artifact { meta, data } = artifact;
+            return Ok(Some(Artifact { meta, data: counted(data, Arc::clone(&self.drained)) }));
         }
     }
 
@@ -248,6 +253,12 @@ impl Snapshot for PgSnapshot {
     }
 
     async fn finish(&mut self) -> Result<SourceReport> {
+        let drained = self.drained.load(Ordering::SeqCst);
+        if !self.planned.is_empty() || drained < self.given {
+            return Err(Error::new(ErrorKind::SourceFailed, "finish snapshot")
+                .message("not every artifact of the dump was asked for and read to its end")
+                .with("left", self.planned.len() + self.given - drained));
+        }
         // The snapshots must have been held to the end: a broken connection would have let one go.
         for database in &self.databases {
             database.exported.session.exec("finish snapshot", "SELECT 1").await.map_err(|e| {

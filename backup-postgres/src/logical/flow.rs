@@ -1,5 +1,8 @@
 //! Streams made by a task: parsing and hashing run beside whoever reads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use std::future::Future;
 
 use backup_core::{ByteStream, Bytes, CancellationToken, Error, ErrorKind, Result};
@@ -79,14 +82,26 @@ where
     .boxed()
 }
 
-/// A stream of bytes that are at hand. `done` is called when they were taken.
-pub(crate) fn at_hand(
-    cancelled: CancellationToken,
-    bytes: Bytes,
-    done: impl FnOnce() -> Result<()> + Send + 'static,
-) -> ByteStream {
-    flow(cancelled, |out| async move {
-        out.send(bytes).await?;
-        done()
+/// A stream of bytes that are at hand. `done` is called when the reader came back for more: then it has them.
+pub(crate) fn at_hand(bytes: Bytes, done: impl FnOnce() -> Result<()> + Send + 'static) -> ByteStream {
+    let first = futures::stream::once(async move { Ok(bytes) });
+    let last =
+        futures::stream::once(async move { done() }).filter_map(|ended| async move { ended.err().map(Err) });
+    first.chain(last).boxed()
+}
+
+/// `data`, counted in `drained` when it was read to its end without an error.
+pub(crate) fn counted(data: ByteStream, drained: Arc<AtomicUsize>) -> ByteStream {
+    futures::stream::unfold(Some((data, drained)), |state| async move {
+        let (mut data, drained) = state?;
+        match data.next().await {
+            Some(Ok(bytes)) => Some((Ok(bytes), Some((data, drained)))),
+            Some(Err(error)) => Some((Err(error), None)),
+            None => {
+                drained.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+        }
     })
+    .boxed()
 }

@@ -178,7 +178,14 @@ impl Server {
     }
 
     pub(crate) fn client(&self) -> Client {
-        self.try_client().expect("a connection")
+        // A server that has only just begun to listen may refuse the first try.
+        for _ in 0..50 {
+            if let Some(client) = self.try_client() {
+                return client;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("no connection to the server at port {}", self.port);
     }
 }
 

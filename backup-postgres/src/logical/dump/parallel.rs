@@ -176,7 +176,7 @@ impl Part {
                         .map(|s| json!([s.name.schema, s.name.name, s.last_value, s.is_called]));
                     details.insert("sequences".to_owned(), values.collect());
                 }
-                let data = at_hand(cancelled, bytes, move || {
+                let data = at_hand(bytes, move || {
                     collected.lock().done(&name, details);
                     Ok(())
                 });
@@ -197,7 +197,7 @@ impl Part {
                 let name = database.artifact_name("sequences");
                 let sql: String = values.iter().map(extras::setval).collect();
                 let meta = ArtifactMeta::new(name.clone(), EXTRA_SQL).phase(2).size_hint(sql.len() as u64);
-                let data = at_hand(cancelled, sql.into(), move || {
+                let data = at_hand(sql.into(), move || {
                     let mut inner = collected.lock();
                     for value in &values {
                         inner.sequence(&database.prefix, &name, value)?;
