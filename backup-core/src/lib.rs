@@ -3,6 +3,7 @@
 //! This crate holds the traits that datastores, stores and transforms implement ([`Source`], [`RestoreTarget`],
 //! [`Sink`], [`Transform`], [`RetentionPolicy`]) and the engine that moves bytes between them.
 
+mod clock;
 mod command;
 mod digest;
 mod engine;

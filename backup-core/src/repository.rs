@@ -41,6 +41,7 @@ pub use sets::SetList;
 pub use sweep::{Sweep, SweepReport, Swept};
 pub use verify::{CopyProblem, Verify, VerifyReport};
 
+use crate::clock::Clock;
 use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,6 +91,7 @@ struct Inner {
     known: Vec<Arc<dyn Transform>>,
     keyring: Option<Keyring>,
     workers: Workers,
+    clock: Clock,
     patience: Patience,
     /// Bytes the pipelines of one run may hold.
     budget: usize,

@@ -168,7 +168,7 @@ impl<'a> Backup<'a> {
         if let Some(only) = &self.only {
             self.options.selection = Selection::globs(only)?;
         }
-        let started = self.started.unwrap_or_else(Utc::now);
+        let started = self.started.unwrap_or_else(|| inner.clock.now());
         let id = BackupId::new(started, random()?);
         let mut observers = inner.observers.clone();
         observers.append(&mut self.observers);
@@ -280,7 +280,8 @@ impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         let previous = self.previous().await?;
         let mut parent = if options.incremental { self.parent().await? } else { None };
-        let pending = Pending::new(&self.set, self.id, parent.as_ref().map(ParentReader::id));
+        let parent_id = parent.as_ref().map(ParentReader::id);
+        let pending = Pending::new(&self.set, self.id, parent_id, self.inner.clock.now());
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);

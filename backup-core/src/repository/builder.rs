@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::{Inner, Repository};
+use crate::clock::Clock;
 use crate::engine::retry::Patience;
 use crate::engine::{encode, fanout, feed, index};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +36,7 @@ pub struct RepositoryBuilder {
     patience: Patience,
     budget: usize,
     observers: Observers,
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -58,6 +62,7 @@ impl RepositoryBuilder {
             patience: Patience::default(),
             budget: DEFAULT_BUDGET,
             observers: Observers::default(),
+            clock: Clock::default(),
         }
     }
 
@@ -144,6 +149,13 @@ impl RepositoryBuilder {
         self
     }
 
+    /// Takes the time of day from `clock` instead of the system: for tests and simulations. It dates ids and markers and
+    /// tells how old those of others are; time-outs and retries are not measured by it.
+    pub fn clock(mut self, clock: impl Fn() -> DateTime<Utc> + Send + Sync + 'static) -> Self {
+        self.clock = Clock::new(clock);
+        self
+    }
+
     /// Checks everything and builds.
     ///
     /// # Errors
@@ -200,6 +212,7 @@ impl RepositoryBuilder {
             known,
             keyring,
             workers,
+            clock: self.clock,
             patience: self.patience,
             budget: self.budget,
             observers: self.observers.0,

@@ -47,13 +47,13 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    pub(super) fn new(set: &SetName, id: BackupId, parent: Option<BackupId>) -> Self {
-        Self { format: 1, set: set.clone(), id, parent, expires: Utc::now() + PENDING_FOR, replica: false }
+    pub(super) fn new(set: &SetName, id: BackupId, parent: Option<BackupId>, now: DateTime<Utc>) -> Self {
+        Self { format: 1, set: set.clone(), id, parent, expires: now + PENDING_FOR, replica: false }
     }
 
     /// The marker of a run that copies a backup.
-    pub(super) fn replica(set: &SetName, id: BackupId) -> Self {
-        Self { replica: true, ..Self::new(set, id, None) }
+    pub(super) fn replica(set: &SetName, id: BackupId, now: DateTime<Utc>) -> Self {
+        Self { replica: true, ..Self::new(set, id, None, now) }
     }
 
     /// Reads a marker.
@@ -139,15 +139,15 @@ impl Inner {
             .filter(|(n, _)| failures.iter().all(|(failed, _)| failed != n))
             .map(|(_, sink)| Arc::clone(sink))
             .collect();
-        let patience = self.patience;
+        let (patience, clock) = (self.patience, self.clock.clone());
         let renewing = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(RENEW_EVERY).await;
-                if pending.expires <= Utc::now() {
+                if pending.expires <= clock.now() {
                     // The machine slept too long: others may have swept the run away. `confirm_pending` ends it.
                     return;
                 }
-                pending.expires = Utc::now() + PENDING_FOR;
+                pending.expires = clock.now() + PENDING_FOR;
                 let Ok(bytes) = pending.to_bytes() else { return };
                 for sink in &good {
                     let options = PutOptions::overwrite(ObjectKind::Note);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +60,10 @@ impl Inner {
             let (access, key) = (self.access(sink, watch), &key);
             async move {
                 let marker = access.read(key, PENDING_LIMIT).await;
-                (*number, marker.and_then(|bytes| still_valid(bytes.as_deref(), manifest.id)))
+                (
+                    *number,
+                    marker.and_then(|bytes| still_valid(bytes.as_deref(), manifest.id, self.clock.now())),
+                )
             }
         });
         let mut failed = failures(join_all(checks).await);
@@ -103,7 +106,7 @@ async fn usable_parent(access: &Access<'_>, dir: &BackupDir) -> Result<()> {
     Ok(())
 }
 
-fn still_valid(marker: Option<&[u8]>, id: BackupId) -> Result<()> {
+fn still_valid(marker: Option<&[u8]>, id: BackupId, now: DateTime<Utc>) -> Result<()> {
     let lost = || {
         Error::new(ErrorKind::Timeout, "write manifest").retryable(false).message(
             "the marker of this run is gone or ran out: it was silent for more than a day, and what it wrote may \
@@ -111,5 +114,5 @@ fn still_valid(marker: Option<&[u8]>, id: BackupId) -> Result<()> {
         )
     };
     let pending = Pending::parse(marker.ok_or_else(lost)?)?;
-    if pending.id == id && pending.expires > Utc::now() { Ok(()) } else { Err(lost()) }
+    if pending.id == id && pending.expires > now { Ok(()) } else { Err(lost()) }
 }

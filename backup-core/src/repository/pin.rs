@@ -37,7 +37,7 @@ impl Repository {
         let mut found = catalog.ids().await?;
         let sinks = found.backups.remove(&id).unwrap_or_default();
         let dir = BackupDir::new(&set, id)?;
-        let pin = Pin { format: 1, set: &set, id, pinned: Utc::now() };
+        let pin = Pin { format: 1, set: &set, id, pinned: inner.clock.now() };
         let bytes = serde_json::to_vec(&pin)
             .map(Bytes::from)
             .map_err(|e| Error::new(ErrorKind::Internal, "pin").caused_by(e))?;

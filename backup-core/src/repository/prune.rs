@@ -124,7 +124,7 @@ impl<'a> Prune<'a> {
         let mut observers = inner.observers.clone();
         observers.append(&mut self.observers);
         let watch = Watch::new(observers);
-        let now = self.now.unwrap_or_else(Utc::now);
+        let now = self.now.unwrap_or_else(|| inner.clock.now());
         let survey = {
             let work = survey::survey(inner, &set, now, &watch);
             match &mut self.shutdown {

@@ -3,7 +3,6 @@
 use std::fmt::{self, Write as _};
 use std::future::IntoFuture;
 
-use chrono::Utc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use zeroize::Zeroizing;
@@ -92,7 +91,7 @@ impl Inner {
         let sets = self.sets(&watch).await?;
         // Room for it all at once: growing would leave copies of the secrets behind.
         let mut text = Zeroizing::new(String::with_capacity(64 * 1024));
-        let _ = writeln!(text, "RECOVERY SHEET, made {} UTC\n", Utc::now().format("%Y-%m-%d %H:%M"));
+        let _ = writeln!(text, "RECOVERY SHEET, made {} UTC\n", self.clock.now().format("%Y-%m-%d %H:%M"));
         if secrets {
             text.push_str("THIS SHEET OPENS EVERY BACKUP. Keep it locked away, and on paper only.\n\n");
         }

@@ -109,7 +109,7 @@ impl<'a> RestoreBuilder<'a> {
                 .with("set", &self.set),
         })?;
         if let Some(limit) = self.max_age {
-            let age = Utc::now() - chosen.started;
+            let age = self.repository.0.clock.now() - chosen.started;
             if age > limit {
                 return Err(Error::new(ErrorKind::NotFound, "choose backup")
                     .message("the newest fitting backup is older than allowed; look at the other sinks before using it")

@@ -89,7 +89,7 @@ impl<'a> Sweep<'a> {
         let watch = Watch::new(observers);
         let shutdown = self.shutdown.take();
         let mut report = SweepReport::new(set.clone());
-        let sweeping = Sweeping { grace: self.grace, now: self.now.unwrap_or_else(Utc::now) };
+        let sweeping = Sweeping { grace: self.grace, now: self.now.unwrap_or_else(|| inner.clock.now()) };
         let work = async {
             for sink in &inner.sinks {
                 let access = inner.access(sink, &watch);

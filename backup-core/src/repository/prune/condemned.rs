@@ -23,8 +23,8 @@ pub(super) struct Condemned {
 }
 
 impl Condemned {
-    pub(super) fn to_bytes(set: &SetName, id: BackupId) -> Result<Bytes> {
-        let marker = Self { format: 1, set: set.clone(), id, at: Utc::now() };
+    pub(super) fn to_bytes(set: &SetName, id: BackupId, at: DateTime<Utc>) -> Result<Bytes> {
+        let marker = Self { format: 1, set: set.clone(), id, at };
         serde_json::to_vec(&marker)
             .map(Bytes::from)
             .map_err(|e| Error::new(ErrorKind::Internal, "mark backup").caused_by(e))

@@ -69,7 +69,7 @@ impl<'a> Deleting<'a> {
     }
 
     fn now(&self) -> DateTime<Utc> {
-        self.now.unwrap_or_else(Utc::now)
+        self.now.unwrap_or_else(|| self.access.inner.clock.now())
     }
 
     /// Does all of it. After an error what was done until then is in `done`.
@@ -146,7 +146,11 @@ impl<'a> Deleting<'a> {
                 continue;
             }
             let key = BackupDir::new(self.set, *id)?.condemned()?.join(&self.marker)?;
-            match self.access.put(&key, &Condemned::to_bytes(self.set, *id)?).await {
+            match self
+                .access
+                .put(&key, &Condemned::to_bytes(self.set, *id, self.access.inner.clock.now())?)
+                .await
+            {
                 Ok(()) => drop(marked.insert(*id, Some(key))),
                 // A prune is how a full sink gets space again. Without a marker only the second look protects; it
                 // goes for one victim, and only while nothing runs. The next has space for its marker.

@@ -124,7 +124,7 @@ impl<'a> Work<'a> {
         if lacking.is_empty() {
             return None;
         }
-        let pending = Pending::replica(&self.catalog.set, self.opened.manifest.id);
+        let pending = Pending::replica(&self.catalog.set, self.opened.manifest.id, self.inner.clock.now());
         match self.inner.announce(&lacking, &self.opened.dir, pending, &self.catalog.watch).await {
             Ok((failures, renewing)) => {
                 self.lose(failures);

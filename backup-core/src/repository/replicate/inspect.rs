@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::TryStreamExt as _;
 
 use crate::digest::{Digest, Hasher};
@@ -217,7 +217,7 @@ pub(super) async fn refuse_unfinished(
 ) -> Result<()> {
     let patience = catalog.inner.patience;
     let finishing = FINISHING + TimeDelta::from_std(patience.stall * 2).unwrap_or_default();
-    if Utc::now() - opened.manifest.finished > finishing {
+    if catalog.inner.clock.now() - opened.manifest.finished > finishing {
         return Ok(());
     }
     let key = opened.dir.pending()?;
@@ -228,8 +228,8 @@ pub(super) async fn refuse_unfinished(
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let over =
-            serde_json::from_slice::<Pending>(&bytes).is_ok_and(|p| p.replica || p.expires < Utc::now());
+        let over = serde_json::from_slice::<Pending>(&bytes)
+            .is_ok_and(|p| p.replica || p.expires < catalog.inner.clock.now());
         if !over {
             return Err(Error::new(ErrorKind::Unavailable, "replicate")
                 .message(
