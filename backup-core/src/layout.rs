@@ -16,6 +16,8 @@ pub(crate) const PINNED: &str = "pinned.json";
 pub(crate) const CONDEMNED: &str = "condemned";
 pub(crate) const RESTORE_TXT: &str = "RESTORE.txt";
 pub(crate) const SHA256SUMS: &str = "SHA256SUMS";
+/// The ranges of other backups' artifacts that a restore by hand needs.
+pub(crate) const RANGES: &str = "RANGES";
 pub(crate) const DECRYPT_PY: &str = "decrypt.py";
 /// Stem of the object that lists plain digests, proofs and items.
 pub(crate) const DETAILS: &str = "details";

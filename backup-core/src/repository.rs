@@ -14,6 +14,7 @@ mod notes;
 mod parent;
 mod pin;
 mod prune;
+mod ranges;
 mod recovery_sheet;
 mod replicate;
 mod restore;

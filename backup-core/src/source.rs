@@ -224,6 +224,9 @@ pub struct Recipe {
     /// A command that reads all artifacts that have none of their own, one after the other in the order of the
     /// manifest, from standard input: for formats whose files may be joined.
     pub joined: Option<String>,
+    /// Whether `joined` also reads the ranges of single items, one after the other, before the artifacts. Then the
+    /// text of an incremental takes what other backups hold out of their artifacts.
+    pub joins_items: bool,
     /// What to do last.
     pub after: Vec<String>,
 }

@@ -123,22 +123,130 @@ async fn the_commands_in_restore_txt_restore_the_tree_without_this_library() {
         let source = DirectorySource::builder().root(".", &tree).artifact_size(1 << 20).build().unwrap();
         let done = repo.backup("it's a set/$HOME", &source).await.unwrap();
         let stored = place.at("a").join("it%27s%20a%20set/%24HOME").join(done.id.to_string());
-        if chain.encrypts() && !has_python_cryptography() {
-            continue;
+        if let Some(restored) = follow_restore_txt(chain, &place, &stored) {
+            assert_same(&tree, &restored);
         }
-        let key_file = place.at("key");
-        fs::write(&key_file, KEY).unwrap();
-        let script = stored.join("RESTORE.txt");
-        let out = Command::new("bash")
-            .arg(&script)
-            .current_dir(&stored)
-            .env("BACKUP_KEY_OPTION", format!("--key-file {}", key_file.display()))
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "{chain:?}: {stderr}\n{}", fs::read_to_string(&script).unwrap());
-        assert_same(&tree, &stored.join("restored"));
     }
+}
+
+/// Runs `RESTORE.txt` as it stands, by a shell, in the backup's directory `stored`; returns the restored tree. `None` where
+/// a tool is missing.
+fn follow_restore_txt(chain: Chain, place: &Place, stored: &Path) -> Option<PathBuf> {
+    if chain.encrypts() && !has_python_cryptography() {
+        return None;
+    }
+    let key_file = place.at("key");
+    fs::write(&key_file, KEY).unwrap();
+    let script = stored.join("RESTORE.txt");
+    let out = Command::new("bash")
+        .arg(&script)
+        .current_dir(stored)
+        .env("BACKUP_KEY_OPTION", format!("--key-file {}", key_file.display()))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{chain:?}: {stderr}\n{}", fs::read_to_string(&script).unwrap());
+    Some(stored.join("restored"))
+}
+
+/// Names that a shell, a list of lines, or a program's options would take for something else.
+const ODD_NAMES: [&[u8]; 9] = [
+    b"-rf",
+    b"--checkpoint-action=exec=false",
+    b" blanks ",
+    b"two\nlines",
+    b"*",
+    b"back\\slash\\n",
+    b"it's \"quoted\" $HOME `id`",
+    b"not utf-8 \xff\xfe",
+    b"%2F",
+];
+
+/// The unchanged files lie in two other backups of other artifacts and chains; what was deleted stays deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_in_restore_txt_of_an_incremental_restore_everything_it_lists() {
+    use std::os::unix::ffi::OsStrExt as _;
+    const SET: &str = "it's a set/$HOME";
+    let chains = [Chain::Plain, Chain::Gzip, Chain::ZstdAes];
+    let place = Place::new();
+    let tree = place.tree();
+    make_big_tree(&tree.join("big"), 8 << 20);
+    for directory in ["odd", "odd\ndirectory", "goes"] {
+        fs::create_dir(tree.join(directory)).unwrap();
+        for name in ODD_NAMES {
+            let path = tree.join(directory).join(std::ffi::OsStr::from_bytes(name));
+            fs::write(path, [directory.as_bytes(), name].concat()).unwrap();
+        }
+    }
+    fs::write(tree.join("becomes-directory"), "a file").unwrap();
+    fs::write(tree.join("linked-1"), "one inode").unwrap();
+    fs::hard_link(tree.join("linked-1"), tree.join("linked-2")).unwrap();
+    fs::hard_link(tree.join("linked-1"), tree.join("odd/linked-3")).unwrap();
+    let source = DirectorySource::builder().root(".", &tree).artifact_size(4 << 20).build().unwrap();
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(3100));
+    let sink = |chain: Chain| place.sink(&format!("{chain:?}"));
+    let back_up = async |chain: Chain| {
+        let repo = chain.on(Repository::builder().sink(sink(chain)));
+        repo.backup(SET, &source).incremental().await.unwrap()
+    };
+    settle();
+    for chain in chains {
+        back_up(chain).await;
+    }
+    fs::remove_dir_all(tree.join("goes")).unwrap();
+    fs::remove_file(tree.join("odd/*")).unwrap();
+    fs::remove_file(tree.join("becomes-directory")).unwrap();
+    fs::create_dir(tree.join("becomes-directory")).unwrap();
+    fs::write(tree.join("becomes-directory/file"), "in it").unwrap();
+    fs::write(tree.join("big/d03/small-7"), "changed").unwrap();
+    fs::rename(tree.join("big/d04"), tree.join("big/moved")).unwrap();
+    fs::remove_file(tree.join("linked-1")).unwrap();
+    settle();
+    for chain in chains {
+        // What compresses differently or not at all refers to the same backups.
+        let second = if chain == Chain::Gzip {
+            Chain::Zstd.on(Repository::builder().sink(sink(chain)))
+        } else {
+            chain.on(Repository::builder().sink(sink(chain)))
+        };
+        second.backup(SET, &source).incremental().await.unwrap();
+    }
+    fs::write(tree.join("big/d05/small-9"), "changed later").unwrap();
+    fs::set_permissions(tree.join("odd"), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    for chain in chains {
+        let done = back_up(chain).await;
+        let repo = chain.on(Repository::builder().sink(sink(chain)));
+        let list = repo.backups(SET).await.unwrap();
+        assert_eq!(list[0].references.len(), 2, "{chain:?}");
+        assert!(repo.verify(SET, done.id).await.unwrap().is_intact());
+        let stored =
+            place.at(&format!("{chain:?}")).join("it%27s%20a%20set/%24HOME").join(done.id.to_string());
+        if let Some(restored) = follow_restore_txt(chain, &place, &stored) {
+            assert_same(&tree, &restored);
+        }
+        // An artifact of another backup that is damaged is noticed before anything is restored.
+        let full = list.iter().find(|b| b.references.is_empty()).unwrap().id.to_string();
+        let object = object_of(&stored.parent().unwrap().join(full), &object_name(chain));
+        let mut bytes = fs::read(&object).unwrap();
+        bytes[1000] ^= 1;
+        fs::write(&object, bytes).unwrap();
+        let status = Command::new("sha256sum")
+            .args(["--check", "--status", "SHA256SUMS"])
+            .current_dir(&stored)
+            .status();
+        assert!(!status.unwrap().success(), "{chain:?}");
+    }
+}
+
+fn object_name(chain: Chain) -> String {
+    let extension = match chain {
+        Chain::Plain => "",
+        Chain::Gzip => ".gz",
+        Chain::Zstd => ".zst",
+        Chain::GzipAes => ".gz.enc",
+        Chain::ZstdAes => ".zst.enc",
+    };
+    format!("files-00001.tar{extension}")
 }
 
 fn has_python_cryptography() -> bool {

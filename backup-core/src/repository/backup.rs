@@ -1,6 +1,6 @@
 //! The backup verb.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
-use super::notes::Notes;
-use super::parent::Parent;
+use super::notes::{Notes, borrowed};
+use super::parent::{Parent, References};
 use super::{Inner, Repository};
 use crate::digest::Digest;
 use crate::engine::encode::{Encoded, Scope};
@@ -311,7 +311,7 @@ impl Run<'_> {
             id: self.id,
             kind: match &parent {
                 // A source that could not build on the parent made a full.
-                Some(parent) if !references.is_empty() => BackupKind::Incremental { parent: parent.id() },
+                Some(parent) if !references.ids.is_empty() => BackupKind::Incremental { parent: parent.id() },
                 _ => BackupKind::Full,
             },
             source: SourceInfo {
@@ -328,7 +328,7 @@ impl Run<'_> {
             artifacts,
             details: self.details(head, &mut report).await?,
             notes: Vec::new(),
-            references,
+            references: references.ids.clone(),
             labels: options.labels.clone(),
             previous,
             totals: Totals::default(),
@@ -336,7 +336,7 @@ impl Run<'_> {
             good_copies: 0,
             other: serde_json::Map::new(),
         };
-        manifest.notes = self.notes(&manifest, &report).await?;
+        manifest.notes = self.notes(&manifest, &report, references).await?;
         manifest.totals = Totals {
             plain: manifest.artifacts.iter().filter_map(|a| a.stored.plain_size).sum(),
             stored: manifest.objects().map(|(_, size, _)| size).sum(),
@@ -378,11 +378,7 @@ impl Run<'_> {
     }
 
     /// The backups that the new one refers to. A sink that lost one of them does not count any more.
-    async fn references(
-        &mut self,
-        report: &SourceReport,
-        parent: Option<&Parent>,
-    ) -> Result<BTreeSet<BackupId>> {
+    async fn references(&mut self, report: &SourceReport, parent: Option<&Parent>) -> Result<References> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
         let (references, failures) = self.inner.references(&catalog, report, parent, &self.alive).await?;
         self.lose(failures)?;
@@ -518,7 +514,12 @@ impl Run<'_> {
     }
 
     /// Stores `RESTORE.txt` and what belongs to it.
-    async fn notes(&mut self, manifest: &Manifest, report: &SourceReport) -> Result<Vec<StoredObject>> {
+    async fn notes(
+        &mut self,
+        manifest: &Manifest,
+        report: &SourceReport,
+        references: References,
+    ) -> Result<Vec<StoredObject>> {
         let notes = Notes {
             set: &self.set,
             id: self.id,
@@ -526,8 +527,10 @@ impl Run<'_> {
             artifacts: &manifest.artifacts,
             details: &manifest.details,
             recipe: &report.recipe,
+            borrowed: borrowed(references.pieces, &references.backups)?,
         };
-        let mut texts: Vec<_> = [Some(notes.restore()), notes.decoder()].into_iter().flatten().collect();
+        let mut texts: Vec<_> =
+            [Some(notes.restore()), notes.decoder(), notes.ranges()].into_iter().flatten().collect();
         let described: Vec<_> = texts.iter().map(|(name, bytes)| note(name, bytes)).collect();
         texts.push(notes.sums(&described));
         for (name, bytes) in &texts {

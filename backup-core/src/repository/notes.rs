@@ -1,14 +1,19 @@
 //! The objects a person reads when this library is not at hand: `RESTORE.txt`, `SHA256SUMS`, `decrypt.py`.
 
+mod borrowed;
+
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use crate::layout::{DECRYPT_PY, MANIFEST, RESTORE_TXT, SHA256SUMS};
+use crate::layout::{DECRYPT_PY, MANIFEST, RANGES, RESTORE_TXT, SHA256SUMS};
 use crate::manifest::{StoredArtifact, StoredObject};
 use crate::name::{BackupId, SetName};
 use crate::source::Recipe;
 use crate::transform::TransformSpec;
+
+pub(super) use borrowed::{Borrowed, borrowed};
 
 /// The decoder that opens our encryption with nothing but Python and its `cryptography` package.
 const DECODER: &str = include_str!("../../assets/decrypt.py");
@@ -21,6 +26,8 @@ pub(super) struct Notes<'a> {
     pub(super) artifacts: &'a [StoredArtifact],
     pub(super) details: &'a StoredObject,
     pub(super) recipe: &'a Recipe,
+    /// What lies in artifacts of other backups.
+    pub(super) borrowed: Vec<Borrowed>,
 }
 
 impl Notes<'_> {
@@ -29,7 +36,18 @@ impl Notes<'_> {
         self.encrypted().then(|| (DECRYPT_PY, Bytes::from_static(DECODER.as_bytes())))
     }
 
-    /// `SHA256SUMS` over the artifacts, their indexes, the details and `also`.
+    /// `RANGES`, where something lies in other backups.
+    pub(super) fn ranges(&self) -> Option<(&'static str, Bytes)> {
+        if self.borrowed.is_empty() {
+            return None;
+        }
+        let mut text = borrowed::head();
+        self.borrowed.iter().for_each(|part| part.list(&mut text));
+        Some((RANGES, text.into()))
+    }
+
+    /// `SHA256SUMS` over the artifacts, their indexes, the details, `also`, and the artifacts of other backups that
+    /// `RESTORE.txt` reads.
     pub(super) fn sums(&self, also: &[StoredObject]) -> (&'static str, Bytes) {
         let mut text = String::new();
         let objects = self.artifacts.iter().map(|a| &a.stored).chain([self.details]).chain(also);
@@ -38,6 +56,9 @@ impl Notes<'_> {
             if let Some(index) = &object.index {
                 let _ = writeln!(text, "{}  {}", index.sha256, file_name(&index.object));
             }
+        }
+        for part in &self.borrowed {
+            let _ = writeln!(text, "{}  {}", part.artifact.stored.sha256, part.path());
         }
         (SHA256SUMS, text.into())
     }
@@ -57,7 +78,11 @@ impl Notes<'_> {
                  # environment variable and set BACKUP_KEY_OPTION to `--passphrase-env NAME`.\n",
             );
         }
+        self.say_where_the_rest_is(&mut text);
         text.push_str("\nset -eo pipefail\n");
+        if !self.borrowed.is_empty() {
+            text.push_str(borrowed::TAKE);
+        }
         text.push_str("\n# 1. Is everything here and undamaged?\nsha256sum --check SHA256SUMS\n");
         text.push_str("\n# 2. Restore.\n");
         for line in &self.recipe.before {
@@ -65,7 +90,8 @@ impl Notes<'_> {
         }
         let mut artifacts: Vec<_> = self.artifacts.iter().collect();
         artifacts.sort_by_key(|a| a.meta.phase);
-        let mut joined = Vec::new();
+        // First, so that the metadata of directories, which are always in the backup itself, are set last.
+        let mut joined: Vec<String> = self.borrowed.iter().map(|part| self.take(part)).collect();
         for artifact in artifacts {
             let decode = self.decode(&artifact.meta.name, &artifact.stored.object);
             let plain = format!("{}.{}", artifact.meta.name, artifact.meta.format.extension);
@@ -93,20 +119,52 @@ impl Notes<'_> {
         (RESTORE_TXT, text.into())
     }
 
-    fn encrypted(&self) -> bool {
-        self.chain.iter().any(|spec| spec.id == "aes-256-gcm")
+    fn say_where_the_rest_is(&self, text: &mut String) {
+        let others: BTreeSet<_> = self.borrowed.iter().map(|part| part.id).collect();
+        if others.is_empty() {
+            return;
+        }
+        text.push_str(
+            "#\n# What did not change lies in these other backups of the set. Their directories must lie beside this\n\
+             # one, under their own names, as they do where they were stored:\n",
+        );
+        for id in others {
+            let _ = writeln!(text, "#   ../{id}");
+        }
     }
 
-    /// The commands that turn a stored object into its plain bytes.
+    fn encrypted(&self) -> bool {
+        let chains = self.borrowed.iter().map(|part| part.chain.as_slice());
+        chains.chain([self.chain]).flatten().any(|spec| spec.id == "aes-256-gcm")
+    }
+
+    /// The commands that give what is needed of another backup's artifact.
+    fn take(&self, part: &Borrowed) -> String {
+        let keys = format!("../{}/keys", part.id);
+        let decode = self.decoded(&part.path(), &part.chain, part.id, &keys, &part.artifact.meta.name);
+        format!("{decode} | take {} {}", part.id, quote(&part.name()))
+    }
+
+    /// The commands that turn a stored object of this backup into its plain bytes.
     fn decode(&self, artifact: &str, object: &str) -> String {
-        let mut line = format!("cat {}", quote(&file_name(object)));
-        for spec in self.chain.iter().rev() {
+        self.decoded(&file_name(object), self.chain, self.id, "keys", artifact)
+    }
+
+    fn decoded(
+        &self,
+        path: &str,
+        chain: &[TransformSpec],
+        id: BackupId,
+        keys: &str,
+        artifact: &str,
+    ) -> String {
+        let mut line = format!("cat {}", quote(path));
+        for spec in chain.iter().rev() {
             let _ = match spec.id.as_ref() {
                 "aes-256-gcm" => write!(
                     line,
-                    " | python3 {DECRYPT_PY} --keys keys $BACKUP_KEY_OPTION --set {} --id {} --artifact {}",
+                    " | python3 {DECRYPT_PY} --keys {keys} $BACKUP_KEY_OPTION --set {} --id {id} --artifact {}",
                     quote(self.set.as_str()),
-                    self.id,
                     quote(artifact)
                 ),
                 "gzip" => write!(line, " | gzip -dc"),

@@ -1,6 +1,8 @@
 //! What an incremental builds upon.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use serde_json::Value;
@@ -8,11 +10,13 @@ use serde_json::Value;
 use super::Inner;
 use super::catalog::Catalog;
 use super::contents::Contents;
+use super::ranges::Pieces;
 use crate::engine::fanout::Numbered;
 use crate::engine::store::Failures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::Item;
 use crate::layout::BackupDir;
+use crate::manifest::Manifest;
 use crate::name::BackupId;
 use crate::retention::BackupKind;
 use crate::source::{ParentReader, SourceReport};
@@ -35,6 +39,17 @@ impl ParentReader for Parent {
     fn items(&self) -> BoxStream<'static, Result<Item>> {
         self.contents.items()
     }
+}
+
+/// What a new backup takes from others.
+#[derive(Default)]
+pub(super) struct References {
+    /// The backups.
+    pub(super) ids: BTreeSet<BackupId>,
+    /// The parts of their artifacts, for sources that can say how to restore from parts.
+    pub(super) pieces: Pieces,
+    /// The manifests of those in `pieces`.
+    pub(super) backups: BTreeMap<BackupId, Arc<Manifest>>,
 }
 
 impl Inner {
@@ -77,10 +92,16 @@ impl Inner {
         report: &SourceReport,
         parent: Option<&Parent>,
         sinks: &[Numbered],
-    ) -> Result<(BTreeSet<BackupId>, Failures)> {
+    ) -> Result<(References, Failures)> {
         let mut references = BTreeSet::new();
+        let mut pieces = Pieces::new();
         for item in report.items.iter() {
-            references.extend(item?.origin);
+            let item = item?;
+            let Some(origin) = item.origin else { continue };
+            references.insert(origin);
+            if report.recipe.joins_items {
+                pieces.entry((origin, item.artifact.to_string())).or_default().push(&item)?;
+            }
         }
         let allowed = |id: &BackupId| {
             parent.is_some_and(|p| p.id() == *id || p.contents.manifest().references.contains(id))
@@ -100,6 +121,15 @@ impl Inner {
                 }
             }
         }
-        Ok((references, failures))
+        let mut backups = BTreeMap::new();
+        for id in pieces.keys().map(|(id, _)| *id) {
+            if let Entry::Vacant(entry) = backups.entry(id) {
+                entry.insert(match parent {
+                    Some(parent) if parent.id() == id => Arc::clone(&parent.contents.opened.manifest),
+                    _ => catalog.open(id).await?.manifest,
+                });
+            }
+        }
+        Ok((References { ids: references, pieces, backups }, failures))
     }
 }

@@ -34,6 +34,7 @@ fn recipe() -> Recipe {
              --numeric-owner --xattrs --xattrs-include='*' --acls"
                 .to_owned(),
         ),
+        joins_items: true,
         after: vec!["# The tree is in the directory `restored`.".to_owned()],
         ..Recipe::default()
     }

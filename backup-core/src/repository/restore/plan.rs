@@ -10,6 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::super::Inner;
 use super::super::catalog::Catalog;
 use super::super::contents::Contents;
+use super::super::ranges::{Pieces, Place};
 use super::Options;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{Item, ItemKind, ItemPath};
@@ -19,9 +20,6 @@ use crate::proof::Proofs;
 use crate::selection::Selection;
 use crate::sink::{Availability, Sink};
 use crate::target::{ItemList, PlannedArtifact, Restore, RestorePlan};
-
-/// An artifact of some backup: whose, and which.
-pub(super) type Place = (BackupId, String);
 
 /// What is known before the target is asked.
 pub(super) struct Planned {
@@ -216,7 +214,7 @@ impl Planned {
 
     /// Asks the target which artifacts and items it needs.
     pub(super) async fn parts(&self, restore: &dyn Restore) -> Result<Parts> {
-        let mut needed: BTreeMap<Place, Vec<Range<u64>>> = BTreeMap::new();
+        let mut needed = Pieces::new();
         let mut partial: BTreeSet<Place> = BTreeSet::new();
         let mut stream = self.items.stream();
         while let Some(item) = stream.try_next().await? {
@@ -225,10 +223,7 @@ impl Planned {
             let wanted =
                 (selected && restore.needs(&item).await?) || (!selected && self.links.contains(&item.path));
             if wanted {
-                let end = item.offset.checked_add(item.length).ok_or_else(|| {
-                    Error::corrupt("plan restore", "the range of an item overflows").with("item", &item.path)
-                })?;
-                push_range(needed.entry(place).or_default(), item.offset..end);
+                needed.entry(place).or_default().push(&item)?;
             } else {
                 partial.insert(place);
             }
@@ -242,33 +237,12 @@ impl Planned {
             let foreign = artifact.origin != self.plan.id;
             if !foreign && !partial.contains(&place) {
                 parts.insert(place, None);
-            } else if let Some(mut ranges) = needed.remove(&place) {
-                ranges.sort_by_key(|r| r.start);
-                parts.insert(place, Some(merge(ranges)));
+            } else if let Some(ranges) = needed.remove(&place) {
+                parts.insert(place, Some(ranges.merged()));
             } else if !self.with_items.contains(&place) {
                 parts.insert(place, None);
             }
         }
         Ok(parts)
     }
-}
-
-/// Appends a range, joining it with the last where they touch.
-fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
-    }
-}
-
-/// Joins sorted ranges that touch or overlap.
-fn merge(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
