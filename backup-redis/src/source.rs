@@ -15,6 +15,7 @@ use crate::connect::Connection;
 use crate::discover::{Server, cluster_slots, connect, connect_to, info, primaries};
 use crate::feed::{Feed, Slot};
 use crate::rdb::RdbReader;
+use crate::recipe::recipe;
 use crate::scan;
 use crate::tally::Tally;
 use crate::transfer::Transfer;
@@ -25,8 +26,8 @@ pub const RDB: ArtifactFormat = ArtifactFormat::new("redis.rdb", "rdb");
 /// Backs up a Redis or Valkey server over its replication protocol: the server forks and streams its RDB, which is
 /// parsed, checked and proved while it passes.
 ///
-/// The user needs no more than `+psync +sync +replconf +ping` (and `+cluster|slots` in a cluster); such a user can
-/// read all data, so its password is worth protecting. One backup costs the server one fork.
+/// The user needs no more than [`PERMISSIONS`](Self::PERMISSIONS) (and `+cluster|slots` in a cluster); such a user
+/// can read all data, so its password is worth protecting. One backup costs the server one fork.
 ///
 /// In a cluster there is one artifact for each primary, one after the other: each is a point in time of its shard,
 /// not of the cluster.
@@ -37,6 +38,9 @@ pub struct RedisRdb {
 }
 
 impl RedisRdb {
+    /// What the user of a backup needs, as `ACL SETUSER` takes it; no key pattern.
+    pub const PERMISSIONS: &str = "+psync +sync +replconf +ping";
+
     /// A source for the server at `url`; see [`RedisConfig`]. Connects when it is used.
     pub fn connect(url: &str) -> Result<Self> {
         RedisConfig::parse(url).map(Self::new)
@@ -93,9 +97,10 @@ impl Source for RedisRdb {
                     fatal: !self.scan,
                     code: "no-replication".into(),
                     message: format!(
-                        "{}: {}; grant `+psync +sync +replconf +ping`, or allow the scan, which is no single point in time",
+                        "{}: {}; grant `{}`, or allow the scan, which is no single point in time",
                         node.address,
-                        e.chain()
+                        e.chain(),
+                        Self::PERMISSIONS
                     ),
                 });
             }
@@ -206,7 +211,7 @@ impl RdbSnapshot {
                 Begun { node, length: None, details, bytes }
             }
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-                return Err(e.with("needed", "+psync +sync +replconf +ping"));
+                return Err(e.with("needed", RedisRdb::PERMISSIONS));
             }
             Err(e) => return Err(e),
         };
@@ -257,6 +262,7 @@ impl Snapshot for RdbSnapshot {
             return Err(Error::new(ErrorKind::SourceFailed, "finish Redis backup")
                 .message("not every shard was backed up"));
         }
+        report.recipe = recipe(&self.server, report.artifacts.keys().map(String::as_str));
         if self.server.cluster {
             report.details.insert("cluster".to_owned(), true.into());
             if self.shards > 1 {

@@ -4,7 +4,7 @@ mod batch;
 mod begin;
 mod build;
 mod functions;
-mod glob;
+pub(crate) mod glob;
 mod large;
 mod load;
 mod pipe;
@@ -68,6 +68,15 @@ pub enum OnConflict {
 }
 
 impl RedisRestore {
+    /// What the user of a restore needs, as `ACL SETUSER` takes it, beside `~*`. Servers before 7.0 do not know
+    /// `function` and `pexpiretime`: leave them out there. In a cluster add `+cluster|slots +asking`, and where
+    /// values may be longer than `proto-max-bulk-len`, `+@write`.
+    ///
+    /// The proof reads everything back, so this user can read all data: its password is worth protecting.
+    pub const PERMISSIONS: &str = "+restore +select +dbsize +get +set +del +exists +flushdb +swapdb +multi +exec \
+         +dump +pttl +pexpiretime +info +time +config|get +client|id +client|kill +function|list \
+         +function|restore +ping +psync +sync +replconf";
+
     /// Into the server at `url`; see [`RedisConfig`]. Connects when it is used.
     pub fn connect(url: &str) -> Result<Self> {
         RedisConfig::parse(url).map(Self::new)

@@ -71,6 +71,16 @@ macro_rules! encodings {
                 match self { $(Self::$name => $code,)* }
             }
 
+            /// The encoding of type byte `code`, if this build knows it.
+            pub const fn from_code(code: u8, dialect: Dialect) -> Option<Self> {
+                let encoding = match code { $($code => Self::$name,)* _ => return None };
+                // From 22 on the families number their types each for itself.
+                match (code, dialect) {
+                    (..22, _) | (22, Dialect::Valkey) | (24.., Dialect::Redis) => Some(encoding),
+                    _ => None,
+                }
+            }
+
             /// What the value is to its users.
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$name => Kind::$kind,)* }
@@ -145,38 +155,6 @@ encodings! {
     )];
 }
 
-impl Encoding {
-    /// The encoding of type byte `code`, if this build knows it.
-    pub const fn from_code(code: u8, dialect: Dialect) -> Option<Self> {
-        Some(match code {
-            0 => Self::String,
-            1 => Self::List,
-            2 => Self::Set,
-            3 => Self::SortedSetText,
-            4 => Self::Hash,
-            5 => Self::SortedSet,
-            7 => Self::Module,
-            9 => Self::HashZipmap,
-            10 => Self::ListZiplist,
-            11 => Self::SetIntset,
-            12 => Self::SortedSetZiplist,
-            13 => Self::HashZiplist,
-            14 => Self::ListQuicklist,
-            15 => Self::Stream,
-            16 => Self::HashListpack,
-            17 => Self::SortedSetListpack,
-            18 => Self::ListQuicklist2,
-            19 => Self::Stream2,
-            20 => Self::SetListpack,
-            21 => Self::Stream3,
-            22 if matches!(dialect, Dialect::Valkey) => Self::HashValkey,
-            24 if matches!(dialect, Dialect::Redis) => Self::HashMetadata,
-            25 if matches!(dialect, Dialect::Redis) => Self::HashListpackEx,
-            _ => return None,
-        })
-    }
-}
-
 /// One step of a layout.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
@@ -238,73 +216,51 @@ const PENDING: Op = Op::Repeat(
 );
 const OWNED: Op = Op::Repeat(&[Op::Fixed(16, Role::OwnedId)], Role::OwnedId);
 
-const STREAM_1: &[Op] = &[
-    NODES,
-    Op::Number(Role::Length),
-    Op::Number(Role::LastMs),
-    Op::Number(Role::LastSeq),
-    Op::Repeat(
+/// What all streams have. Newer ones add to the head, to each group and to each consumer.
+macro_rules! stream {
+    (head: [$($head:expr),*], group: [$($group:expr),*], consumer: [$($consumer:expr),*]) => {
         &[
-            Op::Str(Role::Group),
-            Op::Number(Role::GroupMs),
-            Op::Number(Role::GroupSeq),
-            PENDING,
-            Op::Repeat(&[Op::Str(Role::Consumer), Op::Fixed(8, Role::SeenTime), OWNED], Role::Consumer),
-        ],
-        Role::Group,
-    ),
-];
-
-const STREAM_2: &[Op] = &[
-    NODES,
-    Op::Number(Role::Length),
-    Op::Number(Role::LastMs),
-    Op::Number(Role::LastSeq),
-    Op::Number(Role::FirstId),
-    Op::Number(Role::FirstId),
-    Op::Number(Role::DeletedMs),
-    Op::Number(Role::DeletedSeq),
-    Op::Number(Role::Added),
-    Op::Repeat(
-        &[
-            Op::Str(Role::Group),
-            Op::Number(Role::GroupMs),
-            Op::Number(Role::GroupSeq),
-            Op::Number(Role::GroupRead),
-            PENDING,
-            Op::Repeat(&[Op::Str(Role::Consumer), Op::Fixed(8, Role::SeenTime), OWNED], Role::Consumer),
-        ],
-        Role::Group,
-    ),
-];
-
-const STREAM_3: &[Op] = &[
-    NODES,
-    Op::Number(Role::Length),
-    Op::Number(Role::LastMs),
-    Op::Number(Role::LastSeq),
-    Op::Number(Role::FirstId),
-    Op::Number(Role::FirstId),
-    Op::Number(Role::DeletedMs),
-    Op::Number(Role::DeletedSeq),
-    Op::Number(Role::Added),
-    Op::Repeat(
-        &[
-            Op::Str(Role::Group),
-            Op::Number(Role::GroupMs),
-            Op::Number(Role::GroupSeq),
-            Op::Number(Role::GroupRead),
-            PENDING,
+            NODES,
+            Op::Number(Role::Length),
+            Op::Number(Role::LastMs),
+            Op::Number(Role::LastSeq),
+            $($head,)*
             Op::Repeat(
                 &[
-                    Op::Str(Role::Consumer),
-                    Op::Fixed(8, Role::SeenTime),
-                    Op::Fixed(8, Role::ActiveTime),
-                    OWNED,
+                    Op::Str(Role::Group),
+                    Op::Number(Role::GroupMs),
+                    Op::Number(Role::GroupSeq),
+                    $($group,)*
+                    PENDING,
+                    Op::Repeat(
+                        &[Op::Str(Role::Consumer), Op::Fixed(8, Role::SeenTime), $($consumer,)* OWNED],
+                        Role::Consumer,
+                    ),
                 ],
-                Role::Consumer,
+                Role::Group,
             ),
-        ],
-        Role::Group,
-    ),
-];
+        ]
+    };
+}
+
+const STREAM_1: &[Op] = stream!(head: [], group: [], consumer: []);
+
+/// Since Redis 7.0.
+macro_rules! stream_2 {
+    (consumer: [$($consumer:expr),*]) => {
+        stream!(
+            head: [
+                Op::Number(Role::FirstId),
+                Op::Number(Role::FirstId),
+                Op::Number(Role::DeletedMs),
+                Op::Number(Role::DeletedSeq),
+                Op::Number(Role::Added)
+            ],
+            group: [Op::Number(Role::GroupRead)],
+            consumer: [$($consumer),*]
+        )
+    };
+}
+
+const STREAM_2: &[Op] = stream_2!(consumer: []);
+const STREAM_3: &[Op] = stream_2!(consumer: [Op::Fixed(8, Role::ActiveTime)]);

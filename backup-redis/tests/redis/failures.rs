@@ -91,6 +91,50 @@ async fn refusals_keep_their_meaning() {
     }
 }
 
+/// The same from real servers: one that loads its data, and a replica whose primary is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loads_and_a_replica_without_its_primary_are_told_apart() {
+    let Some(mut primary) = filled(REDIS) else { return };
+    let program = REDIS.find().unwrap();
+    let replica = Server::start(&program, &[debug(REDIS), &["--replica-serve-stale-data", "no"]].concat());
+    let mut client = replica.client();
+    client.ok(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    let has_link = |client: &mut crate::support::Client| {
+        client.ok(&["INFO", "replication"]).text().contains("master_link_status:up")
+    };
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while !has_link(&mut client) {
+        assert!(Instant::now() < give_up, "the replica gets no link");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // With its link, a replica is as good as its primary.
+    let from_replica = taken(&RedisRdb::connect(&replica.url()).unwrap()).await;
+    let from_primary = taken(&RedisRdb::connect(&primary.url()).unwrap()).await;
+    assert_eq!(from_replica.report.proofs, from_primary.report.proofs);
+    std::fs::write(primary.dir.path().join("dump.rdb"), &from_primary.artifacts[0].1).unwrap();
+    primary.kill();
+    while has_link(&mut client) {
+        assert!(Instant::now() < give_up, "the replica keeps its link");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let source = RedisRdb::connect(&replica.url()).unwrap();
+    let error = capture(&source).await.map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+    assert!(error.chain().contains("no link to its primary"), "{}", error.chain());
+
+    // A tenth of a millisecond for each key: long enough to be met.
+    let dir = tempfile::tempdir().unwrap();
+    let big = Server::start(&program, debug(REDIS));
+    big.client().ok(&["DEBUG", "POPULATE", "50000", "key", "50"]);
+    let whole = taken(&RedisRdb::connect(&big.url()).unwrap()).await;
+    std::fs::write(dir.path().join("dump.rdb"), &whole.artifacts[0].1).unwrap();
+    let slow = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    let loading = Server::start_loading(dir, &program, &[debug(REDIS), &slow].concat());
+    let error = capture(&RedisRdb::connect(&loading.url()).unwrap()).await.map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+    assert!(error.chain().contains("loading its data"), "{}", error.chain());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_stops_or_lies_is_a_failed_backup() {
     let Some(server) = filled(REDIS) else { return };
@@ -271,6 +315,41 @@ async fn a_replacement_that_fails_half_way_leaves_the_earlier_keys() {
         similar(&before, &digests(&mut server.client()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a safety backup was left");
     }
+}
+
+/// A list of another client's where a string is to be written: the server refuses it, whichever way is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_type_that_appears_meanwhile_leaves_the_earlier_keys() {
+    let Some((captured, server)) = replacement().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let before = digests(&mut server.client());
+    for in_place in [false, true] {
+        let target =
+            if in_place { into(&server).in_place().safety_backup(dir.path()) } else { into(&server) };
+        let begun = target.begin(&captured.plan(true)).await.unwrap();
+        let mut client = server.client();
+        // The database that is written to: the one marked, or the real one as soon as it was emptied.
+        let staged = crate::data::databases(&mut client).into_iter().find(|db| {
+            client.ok(&["SELECT", &db.to_string()]);
+            client.ok(&["EXISTS", "backup-redis:staging"]).int() == 1
+        });
+        assert_eq!(staged.is_none(), in_place);
+        client.ok(&["SELECT", &staged.unwrap_or(0).to_string()]);
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = std::sync::Arc::clone(&stop);
+        let intruder = std::thread::spawn(move || {
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                client.command(&["RPUSH", "new:15000", "a list"]);
+            }
+        });
+        let error = begun.artifact(captured.readers().remove(0)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TargetNotEmpty, "{}", error.chain());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        intruder.join().unwrap();
+        begun.abort().await.unwrap();
+        similar(&before, &digests(&mut server.client()));
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a safety backup was left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

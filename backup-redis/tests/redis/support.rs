@@ -63,9 +63,9 @@ fn absent(name: &str, variable: &str) {
     skip(&format!("no {name} here: set {variable}, or run scripts/servers"));
 }
 
-/// How many times a torture test repeats: a tenth of the full count, and at least 20.
+/// How many times a torture test repeats: a tenth of the full count, and at least 20; all with `BACKUP_TORTURE`.
 pub(crate) fn repetitions(full: usize) -> usize {
-    if std::env::var_os("BACKUP_TEST_TORTURE").is_some() { full } else { (full / 10).max(20).min(full) }
+    if std::env::var_os("BACKUP_TORTURE").is_some() { full } else { (full / 10).max(20).min(full) }
 }
 
 /// A running server, killed when dropped.
@@ -85,7 +85,16 @@ impl Server {
         Self::start_in(tempfile::tempdir().expect("a directory"), program, more)
     }
 
-    pub(crate) fn start_in(mut dir: tempfile::TempDir, program: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start_in(dir: tempfile::TempDir, program: &Path, more: &[&str]) -> Self {
+        Self::start_until(dir, program, more, false)
+    }
+
+    /// As `start_in`, without waiting until it has loaded the data that lies there.
+    pub(crate) fn start_loading(dir: tempfile::TempDir, program: &Path, more: &[&str]) -> Self {
+        Self::start_until(dir, program, more, true)
+    }
+
+    fn start_until(mut dir: tempfile::TempDir, program: &Path, more: &[&str], loading: bool) -> Self {
         for _ in 0..20 {
             let port = free_port();
             let mut arguments: Vec<String> = [
@@ -104,7 +113,7 @@ impl Server {
             let password = more.iter().position(|&s| s == "--requirepass").map(|at| more[at + 1].to_owned());
             let mut server =
                 Self { program: program.to_owned(), arguments, child: None, dir, port, password };
-            if server.run() {
+            if server.run(loading) {
                 return server;
             }
             dir = server.into_dir();
@@ -116,7 +125,7 @@ impl Server {
         std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a directory"))
     }
 
-    fn run(&mut self) -> bool {
+    fn run(&mut self, loading: bool) -> bool {
         let log = std::fs::File::create(self.dir.path().join("log")).expect("a log");
         let child = Command::new(&self.program)
             .args(["--port", &self.port.to_string(), "--dir"])
@@ -131,7 +140,7 @@ impl Server {
         let give_up = Instant::now() + Duration::from_secs(20);
         while Instant::now() < give_up {
             if let Some(mut client) = self.try_client()
-                && !client.command(&["PING"]).is_error_of("LOADING")
+                && (loading || !client.command(&["PING"]).is_error_of("LOADING"))
             {
                 return true;
             }
@@ -159,7 +168,7 @@ impl Server {
     /// Starts it again on its port and directory.
     pub(crate) fn start_again(&mut self) {
         self.kill();
-        assert!(self.run(), "a server does not start again: {}", self.log());
+        assert!(self.run(false), "a server does not start again: {}", self.log());
     }
 
     pub(crate) fn url(&self) -> String {

@@ -1,6 +1,6 @@
 //! Side by side with what people run today.
 //!
-//! `cargo run --release --bin compare -- fs|s3 [--size MIB] [--runs N] [--json FILE]` prints a line per pair:
+//! `cargo run --release --bin compare -- fs|s3|redis [--size MIB] [--runs N] [--json FILE]` prints a line per pair:
 //! `<store> <backup|restore> <our chain> vs <rival>: wall 1.83x cpu 1.10x rss 0.4x size 0.97x`. Each number is the
 //! rival's divided by ours: above 1 is in our favour.
 //!
@@ -11,6 +11,10 @@
 
 #[path = "../compare/fs.rs"]
 mod fs;
+#[path = "../compare/rdb.rs"]
+mod rdb;
+#[path = "../compare/redis.rs"]
+mod redis;
 #[path = "../compare/s3.rs"]
 mod s3;
 
@@ -46,6 +50,9 @@ fn main() -> Fallible<()> {
     if store == "--s3-worker" {
         return s3::worker(&words.collect::<Vec<_>>());
     }
+    if store == "--redis-worker" {
+        return redis::worker(&words.collect::<Vec<_>>());
+    }
     let mut options = Options { size: 1024, runs: 3, json: None };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -59,7 +66,8 @@ fn main() -> Fallible<()> {
     let pairs = match store.as_str() {
         "fs" => fs::run(&options)?,
         "s3" => s3::run(&options)?,
-        other => return Err(format!("compare what? `fs` or `s3`; not `{other}`").into()),
+        "redis" => redis::run(&options)?,
+        other => return Err(format!("compare what? `fs`, `s3` or `redis`; not `{other}`").into()),
     };
     if let Some(file) = &options.json {
         let all: Vec<_> = pairs.iter().map(Pair::json).collect();
