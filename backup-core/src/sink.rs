@@ -30,6 +30,9 @@ pub const CREATE_NEW_LIMIT: u64 = 16 * 1024 * 1024;
 ///   the end is cut.
 /// * `list` yields every object strictly below the prefix by whole segments (`a/b` lists `a/b/c`, never `a/bc`),
 ///   the root lists everything; in any order. Keys it cannot parse are skipped: foreign files may lie around.
+/// * A list that ends without an error is complete: it has every object that was there, whole, from its beginning to its
+///   end. **A silently short list is forbidden.** What cannot be read, a page that is lost, a token that leads
+///   nowhere, is an `Err`, the last item: prune, sweep and replicate take what is not listed for absent.
 /// * `delete` of an absent object is `Ok`.
 /// * Errors name a full ([`ErrorKind::StorageFull`]) and a read-only ([`ErrorKind::ReadOnly`]) place, and
 ///   tell by [`Error::is_retryable`] whether the same call may succeed when repeated.
@@ -48,7 +51,7 @@ pub trait Sink: Debug + Send + Sync {
     /// What is known of an object.
     async fn head(&self, key: &Key) -> Result<ObjectInfo>;
 
-    /// The objects below `prefix`.
+    /// The objects below `prefix`: all of them, or an error as the last item.
     fn list(&self, prefix: &Key) -> BoxStream<'static, Result<ObjectInfo>>;
 
     /// Removes an object; absent is `Ok`.

@@ -4,11 +4,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures::TryStreamExt as _;
 
 use super::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
 use crate::name::SinkId;
 use crate::observer::Event;
+use crate::sink::{ObjectInfo, Sink};
 
 /// How sink operations are timed and repeated.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +52,39 @@ impl Patience {
                 Err(error) => tries.again(error).await?,
             }
         }
+    }
+
+    /// Everything `sink` lists below `prefix`, gathered by `take`, from the beginning again after a passing failure.
+    ///
+    /// Each item has its own time: a large list may take longer than one answer may.
+    pub(crate) async fn list<T: Default>(
+        &self,
+        sink: &dyn Sink,
+        prefix: &Key,
+        watch: &Watch,
+        mut take: impl FnMut(&mut T, ObjectInfo) -> Result<()>,
+    ) -> Result<T> {
+        let mut tries = self.tries(sink.id(), watch);
+        loop {
+            match self.list_once(sink, prefix, &mut take).await {
+                Ok(all) => return Ok(all),
+                Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    async fn list_once<T: Default>(
+        &self,
+        sink: &dyn Sink,
+        prefix: &Key,
+        take: &mut impl FnMut(&mut T, ObjectInfo) -> Result<()>,
+    ) -> Result<T> {
+        let mut all = T::default();
+        let mut objects = sink.list(prefix);
+        while let Some(object) = self.bound(objects.try_next()).await? {
+            take(&mut all, object)?;
+        }
+        Ok(all)
     }
 
     /// Counts the tries of one operation.

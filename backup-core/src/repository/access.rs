@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Inner;
@@ -34,34 +33,27 @@ impl Inner {
     /// Lists the directories of the backups of `set`.
     pub(super) async fn places(&self, sink: &Arc<dyn Sink>, set: &SetName, watch: &Watch) -> Result<Places> {
         let prefix = set.key()?;
-        let mut tries = self.patience.tries(sink.id(), watch);
-        loop {
-            match self.places_once(sink, &prefix).await {
-                Ok(places) => return Ok(places),
-                Err(error) => tries.again(error).await?,
-            }
-        }
+        let take = |places: &mut Places, object: ObjectInfo| {
+            note_place(places, &prefix, object);
+            Ok(())
+        };
+        self.patience.list(sink.as_ref(), &prefix, watch, take).await
     }
+}
 
-    async fn places_once(&self, sink: &Arc<dyn Sink>, prefix: &Key) -> Result<Places> {
-        let mut places = Places::new();
-        let mut objects = sink.list(prefix);
-        // Each answer has its own time: a large set may take longer than one answer may.
-        while let Some(object) = self.patience.bound(objects.try_next()).await? {
-            let Some(rest) = object.key.strip_prefix(prefix) else { continue };
-            let mut segments = rest.segments();
-            let Some(id) = segments.next().and_then(|id| id.parse::<BackupId>().ok()) else { continue };
-            let Some(name) = segments.next() else { continue };
-            let place: &mut Place = places.entry(id).or_default();
-            match (name, segments.next()) {
-                (MANIFEST, None) => place.manifest = Some(object.size),
-                (PENDING, None) => place.pending = true,
-                (PINNED, None) => place.pinned = true,
-                (CONDEMNED, Some(_)) => place.condemned.push(object.key),
-                _ => {}
-            }
-        }
-        Ok(places)
+/// Notes what an object below the set's `prefix` says of the backup it belongs to.
+fn note_place(places: &mut Places, prefix: &Key, object: ObjectInfo) {
+    let Some(rest) = object.key.strip_prefix(prefix) else { return };
+    let mut segments = rest.segments();
+    let Some(id) = segments.next().and_then(|id| id.parse::<BackupId>().ok()) else { return };
+    let Some(name) = segments.next() else { return };
+    let place: &mut Place = places.entry(id).or_default();
+    match (name, segments.next()) {
+        (MANIFEST, None) => place.manifest = Some(object.size),
+        (PENDING, None) => place.pending = true,
+        (PINNED, None) => place.pinned = true,
+        (CONDEMNED, Some(_)) => place.condemned.push(object.key),
+        _ => {}
     }
 }
 
@@ -96,7 +88,11 @@ impl Access<'_> {
     }
 
     pub(super) async fn list(&self, prefix: &Key) -> Result<Vec<ObjectInfo>> {
-        self.retry(|| self.sink.list(prefix).try_collect()).await
+        let take = |all: &mut Vec<ObjectInfo>, object| {
+            all.push(object);
+            Ok(())
+        };
+        self.unless_stopped(self.inner.patience.list(self.sink.as_ref(), prefix, self.watch, take)).await
     }
 
     pub(super) async fn put(&self, key: &Key, bytes: &Bytes) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _};
 
 use super::Inner;
 use crate::digest::Digest;
@@ -21,7 +21,7 @@ use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
 use crate::retention::BackupSummary;
-use crate::sink::{Sink, read_bytes};
+use crate::sink::{ObjectInfo, Sink, read_bytes};
 
 /// Largest key wrap a reader accepts, in bytes.
 pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
@@ -248,21 +248,15 @@ impl Catalog<'_> {
         if self.inner.keyring.is_none() {
             return Ok(Vec::new());
         }
-        let list = || async {
-            let mut keys = Vec::new();
-            let mut objects = sink.list(prefix);
-            while let Some(object) = objects.try_next().await? {
-                if keys.len() >= MAX_WRAPS {
-                    return Err(
-                        Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix)
-                    );
-                }
-                keys.push(object.key);
+        let take = |keys: &mut Vec<Key>, object: ObjectInfo| {
+            if keys.len() >= MAX_WRAPS {
+                return Err(Error::new(ErrorKind::LimitExceeded, "read key wraps").with("directory", prefix));
             }
-            Ok(keys)
+            keys.push(object.key);
+            Ok(())
         };
         let mut wraps = Vec::new();
-        for key in self.inner.patience.retry(sink.id(), &self.watch, list).await? {
+        for key in self.inner.patience.list(sink.as_ref(), prefix, &self.watch, take).await? {
             let bytes = self.read(sink, &key, WRAP_LIMIT).await?;
             wraps.push((key.file_name().to_owned(), bytes));
         }

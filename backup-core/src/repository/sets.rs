@@ -3,15 +3,13 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
-use futures::TryStreamExt as _;
-
 use super::Inner;
 use crate::engine::progress::Watch;
 use crate::error::{Error, Result};
 use crate::key::{Key, decode_segment};
 use crate::layout::MANIFEST;
 use crate::name::{BackupId, SetName, SinkId};
-use crate::sink::Sink;
+use crate::sink::ObjectInfo;
 
 /// The sets of a repository, sorted. Dereferences to a slice of [`SetName`].
 #[derive(Debug, Default)]
@@ -35,7 +33,11 @@ impl Inner {
         let mut sets = BTreeSet::new();
         let mut unreachable = Vec::new();
         for sink in &self.sinks {
-            match self.patience.retry(sink.id(), watch, || sets_on(sink.as_ref())).await {
+            let take = |found: &mut BTreeSet<SetName>, object: ObjectInfo| {
+                found.extend(set_of(&object.key));
+                Ok(())
+            };
+            match self.patience.list(sink.as_ref(), &Key::root(), watch, take).await {
                 Ok(found) => sets.extend(found),
                 Err(error) => unreachable.push((sink.id().clone(), error)),
             }
@@ -47,15 +49,6 @@ impl Inner {
         }
         Ok(SetList { sets: sets.into_iter().collect(), unreachable })
     }
-}
-
-async fn sets_on(sink: &dyn Sink) -> Result<BTreeSet<SetName>> {
-    let mut sets = BTreeSet::new();
-    let mut objects = sink.list(&Key::root());
-    while let Some(object) = objects.try_next().await? {
-        sets.extend(set_of(&object.key));
-    }
-    Ok(sets)
 }
 
 /// The set of `<set>/<id>/manifest.json`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::{Key, Result};
+use backup_core::{Error, Key, Result};
 use chrono::{TimeDelta, Utc};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -28,8 +28,8 @@ pub(super) fn objects(api: Arc<Api>, prefix: String) -> BoxStream<'static, Resul
                 .query("list-type", "2")
                 .query("encoding-type", "url")
                 .query("prefix", prefix);
-            if let Some(token) = token {
-                request = request.query("continuation-token", token);
+            if let Some(token) = &token {
+                request = request.query("continuation-token", token.clone());
             }
             let reply = api.send(&request).await.map_err(|e| e.error(LIST))?;
             let page: ListBucketResult = xml::parse(LIST, &reply)?;
@@ -42,7 +42,12 @@ pub(super) fn objects(api: Arc<Api>, prefix: String) -> BoxStream<'static, Resul
                     availability: Tier::from_class(found.storage_class.as_deref()).availability(),
                 })
             });
-            let next = page.next_continuation_token.filter(|token| !token.is_empty()).map(Some);
+            let next = page.next_continuation_token.filter(|next| !next.is_empty());
+            // Without an error the caller takes the list for whole.
+            if page.is_truncated && (next.is_none() || next == token) {
+                return Err(Error::corrupt(LIST, "the store says that the list goes on, and not where"));
+            }
+            let next = next.filter(|_| page.is_truncated).map(Some);
             Ok(Some((stream::iter(listed), next)))
         }
     })

@@ -17,6 +17,8 @@ pub(super) fn parse<T: DeserializeOwned>(operation: &'static str, bytes: &[u8]) 
 pub(super) struct ListBucketResult {
     #[serde(default)]
     pub(super) contents: Vec<Contents>,
+    /// Required: what does not say whether it is whole, a foreign page for instance, is no list.
+    pub(super) is_truncated: bool,
     pub(super) next_continuation_token: Option<String>,
     pub(super) encoding_type: Option<String>,
 }

@@ -6,6 +6,7 @@ mod engine;
 mod faults;
 mod features;
 mod gcs;
+mod listing;
 mod multipart;
 mod probe;
 mod profile;

@@ -112,15 +112,11 @@ async fn listed(
     opened: &Opened,
     sink: &Arc<dyn Sink>,
 ) -> Result<BTreeMap<Key, ObjectInfo>> {
-    let list = || async {
-        let mut found = BTreeMap::new();
-        let mut objects = sink.list(opened.dir.prefix());
-        while let Some(object) = objects.try_next().await? {
-            found.insert(object.key.clone(), object);
-        }
-        Ok(found)
+    let take = |found: &mut BTreeMap<Key, ObjectInfo>, object: ObjectInfo| {
+        found.insert(object.key.clone(), object);
+        Ok(())
     };
-    catalog.inner.patience.retry(sink.id(), &catalog.watch, list).await
+    catalog.inner.patience.list(sink.as_ref(), opened.dir.prefix(), &catalog.watch, take).await
 }
 
 async fn part_standing(
