@@ -41,6 +41,11 @@ impl Moto {
         Some(Self { server })
     }
 
+    /// Kills it at once, with everything it holds: its memory is all it has.
+    pub fn kill(&self) {
+        self.server.kill();
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.server.port()))

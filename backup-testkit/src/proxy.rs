@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -111,11 +111,9 @@ pub struct FaultProxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: Mutex<SocketAddr>,
+    upstream: SocketAddr,
     schedule: Mutex<FaultSchedule>,
-    down: AtomicBool,
     faults: AtomicU64,
-    connections: AtomicU64,
 }
 
 impl FaultProxy {
@@ -124,13 +122,7 @@ impl FaultProxy {
         let listener =
             TcpListener::bind(("127.0.0.1", 0)).await.expect("bind a port of the loopback interface");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let shared = Arc::new(Shared {
-            upstream: Mutex::new(upstream),
-            schedule: Mutex::new(schedule),
-            down: AtomicBool::new(false),
-            faults: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared { upstream, schedule: Mutex::new(schedule), faults: AtomicU64::new(0) });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, task }
     }
@@ -145,19 +137,9 @@ impl FaultProxy {
         *self.shared.schedule.lock().unwrap_or_else(PoisonError::into_inner) = schedule;
     }
 
-    /// While it is down, every connection is reset, also those that are open.
-    pub fn set_down(&self, down: bool) {
-        self.shared.down.store(down, Ordering::SeqCst);
-    }
-
     /// Faults that were handed out so far.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::SeqCst)
-    }
-
-    /// Connections so far.
-    pub fn connections(&self) -> u64 {
-        self.shared.connections.load(Ordering::SeqCst)
     }
 }
 
@@ -172,7 +154,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        shared.connections.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let fault = shared.schedule.lock().unwrap_or_else(PoisonError::into_inner).next_fault();
@@ -193,8 +174,7 @@ async fn serve(client: TcpStream, fault: NetworkFault, shared: &Shared) -> io::R
         NetworkFault::SlowDown => return refuse(client, "503 Slow Down", "SlowDown").await,
         _ => {}
     }
-    let upstream = *shared.upstream.lock().unwrap_or_else(PoisonError::into_inner);
-    let server = TcpStream::connect(upstream).await?;
+    let server = TcpStream::connect(shared.upstream).await?;
     server.set_nodelay(true)?;
     client.set_nodelay(true)?;
     let mut plan = Plan::default();
@@ -212,16 +192,10 @@ async fn serve(client: TcpStream, fault: NetworkFault, shared: &Shared) -> io::R
         let (mut from_server, mut to_server) = server.split();
         let up = forward(&mut from_client, &mut to_server, plan.up, plan.rate, Duration::ZERO);
         let down = forward(&mut from_server, &mut to_client, plan.down, plan.rate, plan.delay);
-        let outage = async {
-            while !shared.down.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            plan.graceful = false;
-        };
         // The side that ends first takes the other with it, as a broken cable does.
-        tokio::select! { _ = up => {}, _ = down => {}, () = outage => {} }
+        tokio::select! { _ = up => {}, _ = down => {} }
     }
-    if !plan.graceful && (plan.up.is_some() || plan.down.is_some() || shared.down.load(Ordering::SeqCst)) {
+    if !plan.graceful && (plan.up.is_some() || plan.down.is_some()) {
         client.set_zero_linger()?;
         server.set_zero_linger()?;
     }

@@ -211,6 +211,11 @@ impl Server {
         self.child.id()
     }
 
+    /// Kills it at once (SIGKILL), as a power cut would. It does not come back.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), TempDir::path)

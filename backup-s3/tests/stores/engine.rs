@@ -1,5 +1,6 @@
 //! Local and S3 together.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use backup_core::{
     Zstd, async_trait, whole_proof,
 };
 use backup_fs::LocalSink;
-use backup_testkit::{FaultProxy, FaultSchedule, Moto, noise};
+use backup_testkit::{Moto, noise};
 use futures::StreamExt as _;
 
 use crate::servers::s3;
@@ -18,21 +19,26 @@ use crate::servers::s3;
 const PIECE: usize = 1024 * 1024;
 
 /// Counts how often its pieces are read.
-#[derive(Debug)]
 struct Counted {
     pieces: u64,
     reads: Arc<AtomicU64>,
-    /// Runs before this piece.
-    at: u64,
-    before: Option<Arc<FaultProxy>>,
+    /// Happens before this piece is read.
+    event: Option<(u64, Event)>,
+}
+
+type Event = Arc<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counted").field("pieces", &self.pieces).finish_non_exhaustive()
+    }
 }
 
 struct Once {
     meta: Option<ArtifactMeta>,
     pieces: u64,
-    at: u64,
     reads: Arc<AtomicU64>,
-    before: Option<Arc<FaultProxy>>,
+    event: Option<(u64, Event)>,
 }
 
 #[async_trait]
@@ -47,9 +53,8 @@ impl Source for Counted {
         Ok(Box::new(Once {
             meta: Some(ArtifactMeta::new("data", ArtifactFormat::BYTES)),
             pieces: self.pieces,
-            at: self.at,
             reads: Arc::clone(&self.reads),
-            before: self.before.clone(),
+            event: self.event.clone(),
         }))
     }
 }
@@ -58,14 +63,12 @@ impl Source for Counted {
 impl Snapshot for Once {
     async fn next(&mut self) -> Result<Option<Artifact>> {
         let Some(meta) = self.meta.take() else { return Ok(None) };
-        let (reads, at, before) = (Arc::clone(&self.reads), self.at, self.before.clone());
+        let (reads, event) = (Arc::clone(&self.reads), self.event.clone());
         let data = futures::stream::iter(0..self.pieces)
             .map(move |piece| {
                 reads.fetch_add(1, Ordering::SeqCst);
-                if piece == at
-                    && let Some(proxy) = &before
-                {
-                    proxy.set_down(true);
+                if let Some((_, happen)) = event.as_ref().filter(|(at, _)| piece == *at) {
+                    happen();
                 }
                 Ok(noise(PIECE, piece))
             })
@@ -102,7 +105,7 @@ async fn local_and_s3_read_the_source_once_and_each_restores_alone() {
         .build()
         .expect("the default budget holds a local and an S3 sink");
     let reads = Arc::new(AtomicU64::new(0));
-    let source = Counted { pieces: 40, reads: Arc::clone(&reads), at: u64::MAX, before: None };
+    let source = Counted { pieces: 40, reads: Arc::clone(&reads), event: None };
     let done = repository.backup("set", &source).await.expect("a backup");
     assert_eq!(reads.load(Ordering::SeqCst), 40, "one read for two copies");
     for sink in repository.sinks() {
@@ -114,33 +117,54 @@ async fn local_and_s3_read_the_source_once_and_each_restores_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_dies_in_the_middle_leaves_a_good_local_copy() {
+async fn a_server_killed_in_the_middle_leaves_a_good_local_copy_and_replicate_makes_the_other() {
     let Some(moto) = Moto::start().await else { return };
     moto.bucket("tests").await;
-    let proxy = Arc::new(FaultProxy::start(moto.address(), FaultSchedule::new(1).percent(0)).await);
     let dir = tempfile::tempdir().expect("a directory");
     let place = dir.path().join("repository");
-    let remote = s3(proxy.address()).request_timeout(Duration::from_secs(2)).build().expect("a sink");
-    let repository = Repository::builder()
-        .sink(LocalSink::init(&place).expect("a local sink"))
-        .sink(remote)
-        .require_copies(2)
-        .stall_timeout(Duration::from_secs(8))
-        .retries(0, Duration::from_millis(10))
-        .build()
-        .expect("a repository");
-    let reads = Arc::new(AtomicU64::new(0));
-    let source = Counted { pieces: 60, reads: Arc::clone(&reads), at: 30, before: Some(Arc::clone(&proxy)) };
+    drop(LocalSink::init(&place).expect("a local sink"));
+    let both = |server: &Moto| {
+        let remote = s3(server.address()).request_timeout(Duration::from_secs(2)).build().expect("a sink");
+        Repository::builder()
+            .sink(LocalSink::open(&place).expect("the local sink"))
+            .sink(remote)
+            .require_copies(2)
+            .stall_timeout(Duration::from_secs(8))
+            .retries(0, Duration::from_millis(10))
+            .build()
+            .expect("a repository")
+    };
+    let moto = Arc::new(moto);
+    let (reads, victim) = (Arc::new(AtomicU64::new(0)), Arc::clone(&moto));
+    let kill: Event = Arc::new(move || victim.kill());
+    let source = Counted { pieces: 60, reads: Arc::clone(&reads), event: Some((30, kill)) };
+    let repository = both(&moto);
     let error = repository.backup("set", &source).await.expect_err("one copy is missing");
     assert_eq!(error.kind(), ErrorKind::TooFewCopies, "{}", error.chain());
     assert_eq!(reads.load(Ordering::SeqCst), 60, "the other copy went on");
 
-    proxy.set_down(false);
+    // While the server is away, and with another that knows nothing, the backup is listed, degraded, and whole.
     let list = repository.backups("set").await.expect("list");
-    let degraded: Vec<bool> = list.iter().map(|backup| backup.degraded).collect();
-    assert_eq!(degraded, [true]);
+    assert_eq!(list.unreachable.len(), 1, "{:?}", list.unreachable);
+    assert_eq!(list.iter().map(|backup| backup.degraded).collect::<Vec<_>>(), [true]);
     let target = MemoryTarget::new();
     repository.restore("set").latest().into(&target).await.expect("restore from the local copy");
+    assert!(target.get("data").expect("the artifact") == expected(60));
+
+    let Some(moto) = Moto::start().await else { return };
+    moto.bucket("tests").await;
+    let repository = both(&moto);
+    let id = repository.backups("set").await.expect("list")[0].id;
+    let report = repository.replicate("set", id).await.expect("replicate");
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(reads.load(Ordering::SeqCst), 60, "replicate does not read the source");
+    let list = repository.backups("set").await.expect("list");
+    assert_eq!(list.iter().map(|backup| backup.degraded).collect::<Vec<_>>(), [false]);
+    let alone = Repository::builder().sink(s3(moto.address()).build().expect("a sink")).build();
+    let alone = alone.expect("a repository");
+    assert!(alone.verify("set", id).await.expect("verify").is_intact());
+    let target = MemoryTarget::new();
+    alone.restore("set").latest().into(&target).await.expect("restore from S3 alone");
     assert!(target.get("data").expect("the artifact") == expected(60));
 }
 

@@ -2,6 +2,8 @@
 
 mod auth;
 mod conformance;
+mod crash;
+mod damage;
 mod engine;
 mod faults;
 mod features;
