@@ -46,15 +46,15 @@ pub use placement::{CopyRule, Placement, ShortOf, Shortfall, copies};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, KeptWrap, KeyCheck,
-    KeyReport, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet, RecoverySheetBuilder, Replica,
-    Replicate, ReplicateFailure, ReplicateReport, Repository, RepositoryBuilder, RestoreBuilder,
-    RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport, Rotated, SetList, SinkPlan, Spared,
-    Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
+    Archived, Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, KeptWrap,
+    KeyCheck, KeyReport, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet,
+    RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
+    RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
+    Rotated, SetList, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
-    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Standing, countable,
+    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Slot, Standing, countable,
     pitr_ranges, pitr_window, standings,
 };
 pub use selection::Selection;

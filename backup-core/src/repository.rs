@@ -33,7 +33,9 @@ pub use catalog::{BackupList, Unreadable};
 pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
-pub use prune::{DeletedBackup, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared};
+pub use prune::{
+    Archived, DeletedBackup, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared,
+};
 pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
 pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
 pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};

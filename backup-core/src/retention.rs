@@ -79,7 +79,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use combine::{And, Or};
-pub use gfs::Gfs;
+pub use gfs::{Gfs, Slot};
 pub use keep::{KeepLabelled, KeepLast, KeepWithin};
 pub use log::LogPosition;
 pub use pitr::{PitrRange, PitrWindow, pitr_ranges, pitr_window};

@@ -33,7 +33,8 @@ pub const CREATE_NEW_LIMIT: u64 = 16 * 1024 * 1024;
 /// * A list that ends without an error is complete: it has every object that was there, whole, from its beginning to its
 ///   end. **A silently short list is forbidden.** What cannot be read, a page that is lost, a token that leads
 ///   nowhere, is an `Err`, the last item: prune, sweep and replicate take what is not listed for absent.
-/// * `delete` of an absent object is `Ok`.
+/// * `delete` of an absent object is `Ok`. Of one that the store keeps until a time it is
+///   [`ErrorKind::PermissionDenied`], with that time in the context as `retain_until` (RFC 3339).
 /// * Errors name a full ([`ErrorKind::StorageFull`]) and a read-only ([`ErrorKind::ReadOnly`]) place, and
 ///   tell by [`Error::is_retryable`] whether the same call may succeed when repeated.
 /// * `Debug`, errors and the id show no secret.
@@ -91,6 +92,19 @@ pub trait Sink: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Moves an object to another storage class of the store, in the store's own spelling, and keeps its bytes, tags
+    /// and lock. `Ok(false)`: it lies there already.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where there are no classes, which is the default.
+    async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        let _ = class;
+        Err(Error::new(ErrorKind::Unsupported, "change storage class")
+            .message("this sink has no storage classes")
+            .with("key", key))
+    }
+
     /// Copies an object inside the store without moving its bytes through here. `Ok(false)`: cannot, copy it yourself.
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
         let _ = (from, to, options);
@@ -136,6 +150,9 @@ impl<S: Sink + ?Sized> Sink for std::sync::Arc<S> {
     }
     async fn thaw(&self, key: &Key) -> Result<()> {
         (**self).thaw(key).await
+    }
+    async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        (**self).change_class(key, class).await
     }
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
         (**self).copy_within(from, to, options).await
@@ -210,9 +227,9 @@ pub enum PutMode {
 pub enum ObjectKind {
     /// A manifest: small, read often.
     Manifest,
-    /// An artifact or its details: large, read to restore.
+    /// An artifact: large, read to restore.
     Data,
-    /// A block index: small, read with its artifact.
+    /// A block index, or the details of a backup: read before any artifact, and so never to be archived.
     Index,
     /// Anything else small: pending marker, key wrap, `RESTORE.txt`.
     Note,

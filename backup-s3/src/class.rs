@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use backup_core::{Availability, ObjectKind};
+use chrono::{DateTime, Utc};
 
 /// The storage class per kind of object, in the store's own spelling: `STANDARD_IA`, `GLACIER_IR` (S3),
 /// `NEARLINE` (Google), `Cool` (Azure). A kind without one gets the bucket's default.
@@ -61,6 +62,7 @@ pub(crate) struct Tier {
     /// The value of `x-amz-restore`.
     restore: Option<String>,
     rehydrating: bool,
+    locked_until: Option<DateTime<Utc>>,
 }
 
 impl Tier {
@@ -76,6 +78,13 @@ impl Tier {
             class,
             restore: get("x-amz-restore").map(str::to_owned),
             rehydrating: get("x-ms-archive-status").is_some(),
+            locked_until: get("x-amz-object-lock-retain-until-date")
+                .and_then(|date| DateTime::parse_from_rfc3339(date).ok())
+                .or_else(|| {
+                    let date = get("x-ms-immutability-policy-until-date")?;
+                    DateTime::parse_from_rfc2822(date).ok()
+                })
+                .map(|date| date.to_utc()),
         }
     }
 
@@ -94,6 +103,11 @@ impl Tier {
             None if self.rehydrating => Availability::Thawing,
             None => Availability::Archived,
         }
+    }
+
+    /// The time before which the store keeps the object, as far as this role may see it; unless it has come.
+    pub(crate) fn locked_until(&self) -> Option<DateTime<Utc>> {
+        self.locked_until.filter(|until| *until > Utc::now())
     }
 
     pub(crate) fn class(&self) -> Option<&str> {
@@ -130,5 +144,19 @@ mod tests {
         let rehydrating =
             [("x-ms-access-tier", "Archive"), ("x-ms-archive-status", "rehydrate-pending-to-hot")];
         assert_eq!(tier(&rehydrating), Availability::Thawing);
+    }
+
+    #[test]
+    fn headers_tell_until_when_an_object_is_locked() {
+        let until = |name: &'static str, value: &'static str| {
+            Tier::from_headers(|n| (n == name).then_some(value)).locked_until().map(|time| time.to_rfc3339())
+        };
+        let amazon = "x-amz-object-lock-retain-until-date";
+        assert_eq!(until(amazon, "2999-01-02T03:04:05.000Z").as_deref(), Some("2999-01-02T03:04:05+00:00"));
+        assert_eq!(until(amazon, "2001-01-02T03:04:05Z"), None, "it has run out");
+        assert_eq!(
+            until("x-ms-immutability-policy-until-date", "Wed, 02 Jan 2999 03:04:05 GMT").as_deref(),
+            Some("2999-01-02T03:04:05+00:00")
+        );
     }
 }

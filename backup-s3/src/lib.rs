@@ -4,6 +4,33 @@
 //! ecosystems and build an [`ObjectStoreSink`]; [`ObjectStoreSink::builder`] takes any other
 //! [`object_store::ObjectStore`]. [`ObjectStoreSink::open_url`] opens `s3://bucket/prefix`.
 //!
+//! # Two regions
+//!
+//! A second sink is a second copy, made from the same read of the source. A region that was away gets its copy later:
+//!
+//! ```no_run
+//! use backup_core::{ErrorKind, MemorySource, Repository, Result};
+//! use backup_s3::S3Sink;
+//!
+//! # async fn nightly(source: MemorySource) -> Result<()> {
+//! let repo = Repository::builder()
+//!     .sink(S3Sink::builder().bucket("books-frankfurt").region("eu-central-1").build()?)
+//!     .sink(S3Sink::builder().bucket("books-stockholm").region("eu-north-1").build()?)
+//!     .memory_budget(128 * 1024 * 1024) // each writer holds 24 MiB
+//!     .require_copies(2)
+//!     .build()?;
+//! match repo.backup("books", &source).await {
+//!     Ok(_) => {}
+//!     // One region has it: the backup is listed as degraded.
+//!     Err(error) if error.kind() == ErrorKind::TooFewCopies => {
+//!         let newest = repo.backups("books").await?[0].id;
+//!         repo.replicate("books", newest).await?;
+//!     }
+//!     Err(error) => return Err(error),
+//! }
+//! # Ok(()) }
+//! ```
+//!
 //! Policies per role, lifecycle rules, and what was tested against which store: `docs/object-storage.md`.
 
 #[cfg(feature = "azure")]

@@ -34,6 +34,9 @@ pub(crate) trait Native: Debug + Send + Sync {
     /// Extensions that make the store lock an object until then; `None` where the bucket has no locks.
     async fn lock(&self, until: DateTime<Utc>) -> Result<Option<Extensions>>;
 
+    /// Whether objects may be locked, as far as it can be told.
+    async fn has_locks(&self) -> bool;
+
     /// Makes an archived object readable for some days.
     async fn thaw(&self, name: &str) -> Result<()>;
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use backup_core::{Error, Key, ObjectKind, Result, SinkId};
+use backup_core::{Error, Key, PutOptions, Result, SinkId};
+use chrono::{DateTime, SecondsFormat, Utc};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, Extensions, GetOptions, ObjectMeta, ObjectStore, TagSet};
@@ -19,6 +20,9 @@ use crate::place::Place;
 /// Metadata that says which writer made an object, so that a lost reply can be told from a lost race. One word:
 /// Azure allows only C# identifiers.
 const WRITER: &str = "backupwriter";
+/// Metadata of objects that were put with a retention of their own: these are not deleted before it ends, also where the
+/// store would hide them behind a delete marker. Markers of runs in a bucket with a default retention have no such time.
+const RETAINED: &str = "backupretained";
 
 pub(crate) struct Shared {
     pub(crate) id: SinkId,
@@ -45,13 +49,19 @@ pub(crate) struct Found {
     pub(crate) tier: Tier,
     /// The token of the writer that made it.
     pub(crate) writer: Option<String>,
+    /// The time before which the store keeps it, where that was asked for when it was put.
+    pub(crate) retained_until: Option<DateTime<Utc>>,
 }
 
 impl Shared {
-    pub(crate) fn attributes(&self, kind: ObjectKind, writer: &str) -> Attributes {
+    pub(crate) fn attributes(&self, options: &PutOptions, writer: &str) -> Attributes {
+        let kind = options.kind;
         let mut attributes = Attributes::new();
         if self.options.attributes {
             attributes.insert(Attribute::Metadata(WRITER.into()), writer.to_owned().into());
+            if let Some(until) = options.retain_until {
+                attributes.insert(Attribute::Metadata(RETAINED.into()), date(until).into());
+            }
             if let Some(class) = self.options.classes.of(kind) {
                 attributes.insert(Attribute::StorageClass, class.to_owned().into());
             }
@@ -68,7 +78,7 @@ impl Shared {
     }
 
     /// Extensions for an object to be locked until then; empty where the store has no locks.
-    pub(crate) async fn lock(&self, until: Option<chrono::DateTime<chrono::Utc>>) -> Result<Extensions> {
+    pub(crate) async fn lock(&self, until: Option<DateTime<Utc>>) -> Result<Extensions> {
         match (until, &self.native) {
             (Some(until), Some(native)) => Ok(native.lock(until).await?.unwrap_or_default()),
             _ => Ok(Extensions::new()),
@@ -78,9 +88,12 @@ impl Shared {
     pub(crate) async fn find(&self, path: &Path) -> Result<Found, object_store::Error> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         let result = self.store.get_opts(path, options).await?;
+        let tier = result.extensions.get::<Tier>().cloned().unwrap_or_default();
+        let metadata = |name: &'static str| result.attributes.get(&Attribute::Metadata(name.into()));
         Ok(Found {
-            tier: result.extensions.get::<Tier>().cloned().unwrap_or_default(),
-            writer: result.attributes.get(&Attribute::Metadata(WRITER.into())).map(|v| v.as_ref().to_owned()),
+            writer: metadata(WRITER).map(|value| value.as_ref().to_owned()),
+            retained_until: metadata(RETAINED).and(tier.locked_until()),
+            tier,
             meta: result.meta,
         })
     }
@@ -95,4 +108,9 @@ impl Shared {
     ) -> Error {
         store_error(operation, tried, error).with("key", key).with("sink", &self.id)
     }
+}
+
+/// A time as requests and errors carry it: RFC 3339 in UTC, to the second.
+pub(crate) fn date(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -10,6 +10,7 @@ use backup_core::{
     Availability, ByteStream, CREATE_NEW_LIMIT, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions,
     Result, Sink, SinkId, SinkWriter, Warning,
 };
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -17,7 +18,7 @@ use object_store::{CopyMode, CopyOptions, ObjectStoreExt as _};
 
 use crate::error::{Tried, described, store_error};
 use crate::native::{Copy, Listed};
-use crate::shared::{Found, Shared};
+use crate::shared::{Found, Shared, date};
 use crate::writer::Writer;
 use crate::{probe, read};
 
@@ -61,39 +62,6 @@ impl ObjectStoreSink {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
-    }
-
-    /// Moves an object to another storage class in place, by a copy inside the store onto itself: for backups
-    /// that a retention policy keeps for years. `GLACIER` and `DEEP_ARCHIVE` objects must be thawed before a restore.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Unsupported`] where the store has no classes that can be changed.
-    pub async fn change_storage_class(&self, key: &Key, class: &str) -> Result<()> {
-        const OPERATION: &str = "change storage class";
-        let Some(native) = &self.shared.native else {
-            return Err(Error::new(ErrorKind::Unsupported, OPERATION)
-                .message("this store's client cannot change the class of an object; use a lifecycle rule"));
-        };
-        let path = self.shared.place.path(key)?;
-        let found = self.look_up(OPERATION, key, &path).await?;
-        if found.tier.class().unwrap_or("STANDARD") == class {
-            return Ok(());
-        }
-        let tags = self.shared.tags();
-        let copy = Copy {
-            from: path.as_ref(),
-            to: path.as_ref(),
-            size: found.meta.size,
-            class: Some(class),
-            tags: tags.encoded(),
-            retain_until: None,
-        };
-        if native.copy(copy).await.map_err(|e| e.with("key", key))? {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Unsupported, OPERATION)
-            .message("objects encrypted with the caller's own key cannot be copied inside the store"))
     }
 
     async fn look_up(&self, operation: &'static str, key: &Key, path: &Path) -> Result<Found> {
@@ -171,13 +139,35 @@ impl Sink for ObjectStoreSink {
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
+        const OPERATION: &str = "delete object";
         let path = self.shared.place.path(key)?;
-        match self.shared.store.delete(&path).await {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                let error = self.shared.error("delete object", Tried::Once, key, &e);
-                if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
+        // S3 locks versions: it would take this, hide the object behind a delete marker and go on charging for it.
+        if let Some(native) = &self.shared.native
+            && native.has_locks().await
+        {
+            match self.look_up(OPERATION, key, &path).await {
+                Ok(Found { retained_until: Some(until), .. }) => {
+                    return Err(locked(OPERATION, &self.shared, key, until));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                // A role that may not look may still be allowed to delete.
+                Err(error) if error.kind() != ErrorKind::PermissionDenied => return Err(error),
+                Ok(_) | Err(_) => {}
             }
+        }
+        let Err(e) = self.shared.store.delete(&path).await else { return Ok(()) };
+        let error = self.shared.error(OPERATION, Tried::Once, key, &e);
+        match error.kind() {
+            ErrorKind::NotFound => Ok(()),
+            // Stores without versions refuse: say until when.
+            ErrorKind::PermissionDenied => match self.shared.find(&path).await {
+                Ok(found) => Err(match found.tier.locked_until() {
+                    Some(until) => locked(OPERATION, &self.shared, key, until).caused_by(error),
+                    None => error,
+                }),
+                Err(_) => Err(error),
+            },
+            _ => Err(error),
         }
     }
 
@@ -209,6 +199,33 @@ impl Sink for ObjectStoreSink {
                 .with("key", key)
                 .with("sink", &self.shared.id)),
         }
+    }
+
+    async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        const OPERATION: &str = "change storage class";
+        let Some(native) = &self.shared.native else {
+            return Err(Error::new(ErrorKind::Unsupported, OPERATION)
+                .message("this store's client cannot change the class of an object; use a lifecycle rule"));
+        };
+        let path = self.shared.place.path(key)?;
+        let found = self.look_up(OPERATION, key, &path).await?;
+        if found.tier.class().unwrap_or("STANDARD") == class {
+            return Ok(false);
+        }
+        let tags = self.shared.tags();
+        let copy = Copy {
+            from: path.as_ref(),
+            to: path.as_ref(),
+            size: found.meta.size,
+            class: Some(class),
+            tags: tags.encoded(),
+            retain_until: found.tier.locked_until(),
+        };
+        if native.copy(copy).await.map_err(|e| e.with("key", key).with("sink", &self.shared.id))? {
+            return Ok(true);
+        }
+        Err(Error::new(ErrorKind::Unsupported, OPERATION)
+            .message("objects encrypted with the caller's own key cannot be copied inside the store"))
     }
 
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
@@ -251,6 +268,14 @@ impl Sink for ObjectStoreSink {
 pub(crate) fn already_exists(operation: &'static str, shared: &Shared, key: &Key) -> Error {
     let reply = crate::error::Reply::read(None, "a look-up found the name in use");
     described(operation, Tried::Enough, ErrorKind::AlreadyExists, reply)
+        .with("key", key)
+        .with("sink", &shared.id)
+}
+
+fn locked(operation: &'static str, shared: &Shared, key: &Key, until: DateTime<Utc>) -> Error {
+    Error::new(ErrorKind::PermissionDenied, operation)
+        .message("the object is locked until its retention ends; it can be deleted after that")
+        .with("retain_until", date(until))
         .with("key", key)
         .with("sink", &shared.id)
 }

@@ -171,7 +171,7 @@ impl Writer {
         }
         let options = PutMultipartOptions {
             tags: self.shared.tags(),
-            attributes: self.shared.attributes(self.options.kind, &self.token),
+            attributes: self.shared.attributes(&self.options, &self.token),
             extensions: self.shared.lock(self.options.retain_until).await?,
         };
         let mut upload =

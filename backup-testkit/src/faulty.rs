@@ -139,6 +139,10 @@ impl Sink for FaultySink {
         self.call(Operation::Thaw, self.inner.thaw(key)).await
     }
 
+    async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        self.call(Operation::ChangeClass, self.inner.change_class(key, class)).await
+    }
+
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
         self.call(Operation::CopyWithin, self.inner.copy_within(from, to, options)).await
     }

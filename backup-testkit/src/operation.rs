@@ -30,6 +30,8 @@ pub enum Operation {
     Sweep,
     /// [`Sink::thaw`](backup_core::Sink::thaw).
     Thaw,
+    /// [`Sink::change_class`](backup_core::Sink::change_class).
+    ChangeClass,
     /// [`Sink::copy_within`](backup_core::Sink::copy_within).
     CopyWithin,
 }

@@ -169,6 +169,11 @@ impl Sink for RecordingSink {
         self.inner.thaw(key).await
     }
 
+    async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        self.records.push(Operation::ChangeClass, key, None);
+        self.inner.change_class(key, class).await
+    }
+
     async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
         self.records.push(Operation::CopyWithin, to, None);
         self.inner.copy_within(from, to, options).await

@@ -107,6 +107,10 @@ impl Access<'_> {
         self.retry(|| self.sink.delete(key)).await
     }
 
+    pub(super) async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
+        self.retry(|| self.sink.change_class(key, class)).await
+    }
+
     /// Deletes even while the run is being stopped: to leave nothing behind. Tries once.
     pub(super) async fn release(&self, key: &Key) -> Result<()> {
         self.inner.patience.bound(self.sink.delete(key)).await

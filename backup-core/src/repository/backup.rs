@@ -35,7 +35,7 @@ use crate::manifest::{
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
 use crate::proof::Proofs;
-use crate::retention::BackupKind;
+use crate::retention::{BackupKind, RetentionPolicy};
 use crate::selection::Selection;
 use crate::sink::{CREATE_NEW_LIMIT, ObjectKind, PutOptions};
 use crate::source::{
@@ -132,10 +132,33 @@ impl<'a> Backup<'a> {
         self
     }
 
-    /// Keeps this backup for at least `time`, whatever the retention policy says.
+    /// Keeps this backup for at least `time` from its start, whatever the retention policy says. Sinks that can are asked
+    /// to lock its objects until then: nobody deletes it earlier, whatever keys they have stolen.
     pub fn keep_for(mut self, time: Duration) -> Self {
         self.options.keep_for = Some(TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         self
+    }
+
+    /// Keeps and locks this backup as [`keep_for`](Self::keep_for) does, for the time that `policy` keeps every new
+    /// backup: its [`minimum_keep`](RetentionPolicy::minimum_keep). Nothing where it has none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> backup_core::Result<()> {
+    /// use backup_core::{Gfs, KeepWithin, MemorySink, MemorySource, Repository, RetentionPolicy};
+    ///
+    /// let policy = KeepWithin::days(30).or(Gfs::new().monthly(12));
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// let source = MemorySource::new().artifact("page", "good evening");
+    /// let done = repo.backup("books", &source).keep_by(&policy).await?;
+    /// let kept = repo.backups("books").await?[0].keep_until.expect("thirty days from now");
+    /// assert_eq!((kept - done.id.time()).num_days(), 30);
+    /// # Ok(()) }
+    /// ```
+    pub fn keep_by(self, policy: &dyn RetentionPolicy) -> Self {
+        match policy.minimum_keep() {
+            Some(time) => self.keep_for(time),
+            None => self,
+        }
     }
 
     /// Reads at most this many plain bytes a second.
@@ -193,6 +216,7 @@ impl<'a> Backup<'a> {
                 id,
                 dir: dir.clone(),
                 started,
+                keep_until: self.options.keep_for.and_then(|time| started.checked_add_signed(time)),
                 key: None,
                 alive: inner.sinks.iter().cloned().enumerate().collect(),
                 failed: Vec::new(),
@@ -261,6 +285,7 @@ struct Run<'a> {
     id: BackupId,
     dir: BackupDir,
     started: DateTime<Utc>,
+    keep_until: Option<DateTime<Utc>>,
     key: Option<BackupKey>,
     /// The sinks that have everything so far.
     alive: Vec<Numbered>,
@@ -322,7 +347,7 @@ impl Run<'_> {
             finished: self.started,
             consistent_at: report.consistent_at,
             log_position: report.log_position.take(),
-            keep_until: options.keep_for.and_then(|time| self.started.checked_add_signed(time)),
+            keep_until: self.keep_until,
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
@@ -462,7 +487,7 @@ impl Run<'_> {
         }
         let key = self.dir.object(&object)?;
         let scope = self.scope(&meta.name);
-        let options = PutOptions::overwrite(ObjectKind::Data).size_hint(meta.size_hint);
+        let options = self.options(ObjectKind::Data).size_hint(meta.size_hint);
         let (pipeline, sinks) = (self.pipeline.clone(), self.alive.clone());
         pipeline.watch.event(&Event::ArtifactStarted { artifact: &meta.name });
         Ok(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -479,7 +504,7 @@ impl Run<'_> {
             .map_err(|e| Error::new(ErrorKind::Internal, "write details").caused_by(e))?;
         first.push(b'\n');
         let lines = std::iter::once(Ok(Bytes::from(first))).chain(items.into_json_lines());
-        let options = PutOptions::overwrite(ObjectKind::Data);
+        let options = self.options(ObjectKind::Index);
         let (encoded, failures) = self
             .pipeline
             .store(
@@ -541,7 +566,7 @@ impl Run<'_> {
 
     /// Puts a small object on every working sink.
     async fn put(&mut self, key: &crate::key::Key, bytes: Bytes, kind: ObjectKind) -> Result<()> {
-        let options = PutOptions::overwrite(kind);
+        let options = self.options(kind);
         let failures = self.inner.put_each(&self.alive, key, &bytes, &options, &self.pipeline.watch).await;
         for (number, error) in &failures {
             if let Some(sink) = self.inner.sinks.get(*number) {
@@ -561,6 +586,11 @@ impl Run<'_> {
             }
         }
         if self.alive.is_empty() { Err(all_failed(std::mem::take(&mut self.failed))) } else { Ok(()) }
+    }
+
+    /// How the objects of this backup are put; its markers are not, and can be removed at any time.
+    fn options(&self, kind: ObjectKind) -> PutOptions {
+        PutOptions::overwrite(kind).retain_until(self.inner.lock_until(self.keep_until))
     }
 
     fn scope(&self, name: &str) -> Scope {
@@ -611,7 +641,8 @@ async fn commit(
             return Err(Error::new(ErrorKind::LimitExceeded, "write manifest")
                 .message("the backup has too many artifacts for one manifest; make its artifacts larger"));
         }
-        let options = PutOptions::create_new(ObjectKind::Manifest);
+        let options =
+            PutOptions::create_new(ObjectKind::Manifest).retain_until(inner.lock_until(manifest.keep_until));
         Ok(inner.put_each(&alive, &dir.manifest()?, &bytes, &options, watch).await)
     };
     match written.await {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
@@ -77,6 +77,12 @@ impl Pending {
 }
 
 impl Inner {
+    /// Until when sinks are asked to lock the objects of a backup that is kept until then. A time that is over, or as
+    /// good as over, locks nothing: stores refuse it.
+    pub(super) fn lock_until(&self, keep_until: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+        keep_until.filter(|until| *until > self.clock.now() + TimeDelta::minutes(1))
+    }
+
     /// Puts a small object on each of `sinks`; returns those that failed.
     pub(super) async fn put_each(
         &self,

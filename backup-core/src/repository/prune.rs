@@ -21,6 +21,7 @@
 //! but to keep writers from building on that backup, until the next prune deletes the backup or, three days later, the
 //! marker.
 
+mod archive;
 mod condemned;
 mod decide;
 mod delete;
@@ -39,14 +40,14 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 pub use planned::{PlannedPrune, SinkPlan};
-pub use report::{DeletedBackup, NotDeleted, PruneReport, Spared};
+pub use report::{Archived, DeletedBackup, NotArchived, NotDeleted, PruneReport, Spared};
 
 use super::Repository;
 use crate::engine::progress::Watch;
 use crate::error::{Error, Result};
 use crate::name::{SetName, SinkId};
 use crate::observer::Observer;
-use crate::retention::RetentionPolicy;
+use crate::retention::{RetentionPolicy, Slot};
 
 /// What stops a run.
 type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -59,6 +60,7 @@ pub struct Prune<'a> {
     policy: &'a dyn RetentionPolicy,
     own: BTreeMap<SinkId, &'a dyn RetentionPolicy>,
     allow_mass_delete: bool,
+    classes: archive::Classes,
     now: Option<DateTime<Utc>>,
     observers: Vec<Arc<dyn Observer>>,
     shutdown: Option<Shutdown>,
@@ -72,6 +74,7 @@ impl<'a> Prune<'a> {
             policy,
             own: BTreeMap::new(),
             allow_mass_delete: false,
+            classes: archive::Classes::new(),
             now: None,
             observers: Vec::new(),
             shutdown: None,
@@ -87,6 +90,17 @@ impl<'a> Prune<'a> {
     /// Lets more than half of the set go.
     pub fn allow_mass_delete(mut self) -> Self {
         self.allow_mass_delete = true;
+        self
+    }
+
+    /// Moves the artifacts of backups that nothing but `slot` keeps to this storage class of their store, in its own
+    /// spelling: `storage_class(Slot::Yearly, "GLACIER")`. Where several slots keep a backup the finest decides.
+    ///
+    /// Manifests, details and indexes stay where they are, so that the backup is listed as before. What lies in an
+    /// archive class must be thawed before it is restored ([`RestoreTo::thaw`](crate::RestoreTo::thaw)) or verified. Sinks
+    /// without storage classes are left alone, and objects below 128 KiB, for which archives charge more.
+    pub fn storage_class(mut self, slot: Slot, class: impl Into<String>) -> Self {
+        self.classes.insert(slot, class.into());
         self
     }
 
@@ -138,7 +152,7 @@ impl<'a> Prune<'a> {
         };
         let survey = survey.map_err(|e| e.with("set", &set))?;
         let policy = |sink: &SinkId| self.own.get(sink).copied().unwrap_or(self.policy);
-        let sinks = decide::decide(inner, &survey, policy, now);
+        let sinks = decide::decide(inner, &survey, policy, &self.classes, now);
         Ok(PlannedPrune {
             repository: self.repository.clone(),
             set,

@@ -130,6 +130,7 @@ struct Options {
     allow_partial: bool,
     rehearse: bool,
     from: Option<SinkId>,
+    thaw: bool,
 }
 
 /// A restore to be made: set options, then await.
@@ -206,6 +207,14 @@ impl<'a> RestoreTo<'a> {
     /// Reads from this sink first; the others only where it fails.
     pub fn from(mut self, sink: &SinkId) -> Self {
         self.options.from = Some(sink.clone());
+        self
+    }
+
+    /// Asks the sinks for objects of the backup that lie in an archive class. The restore then ends with
+    /// [`ErrorKind::Unavailable`]: run it again when they are ready, which takes minutes to days. Without this it
+    /// ends with the same error, and nothing was asked for.
+    pub fn thaw(mut self) -> Self {
+        self.options.thaw = true;
         self
     }
 

@@ -1,6 +1,7 @@
 //! Grandfather, father, son: one backup an hour, a day, a week, a month, a year.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use chrono::{DateTime, Datelike as _, NaiveDateTime, Offset as _, TimeZone as _, Timelike as _, Utc};
 use chrono_tz::Tz;
@@ -10,6 +11,43 @@ use super::standing::countable;
 use super::summary::BackupSummary;
 use super::{Decision, RetentionPolicy};
 use crate::name::BackupId;
+
+/// A kind of slot of [`Gfs`]. Reasons begin with its name: `"yearly 2026"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Slot {
+    Hourly,
+    Daily,
+    Weekly,
+    Monthly,
+    Yearly,
+}
+
+impl Slot {
+    const ALL: [Self; 5] = [Self::Hourly, Self::Daily, Self::Weekly, Self::Monthly, Self::Yearly];
+
+    /// The slot a reason for keeping names, if it is one of [`Gfs`].
+    pub(crate) fn of_reason(reason: &str) -> Option<Self> {
+        let name = reason.split(' ').next()?;
+        Self::ALL.into_iter().find(|slot| slot.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+            Self::Yearly => "yearly",
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Keeps the newest backup of each of the last so many hours, days, weeks, months and years **that have one**.
 ///
@@ -134,22 +172,22 @@ type SlotName = fn(&Local) -> String;
 
 fn hour(local: &Local) -> String {
     // The offset tells the two passes of the hour that autumn repeats apart.
-    format!("hourly {} {:02}:00{}", local.time.date(), local.time.hour(), local.offset)
+    format!("{} {} {:02}:00{}", Slot::Hourly, local.time.date(), local.time.hour(), local.offset)
 }
 
 fn day(local: &Local) -> String {
-    format!("daily {}", local.time.date())
+    format!("{} {}", Slot::Daily, local.time.date())
 }
 
 fn week(local: &Local) -> String {
     let week = local.time.iso_week();
-    format!("weekly {}-W{:02}", week.year(), week.week())
+    format!("{} {}-W{:02}", Slot::Weekly, week.year(), week.week())
 }
 
 fn month(local: &Local) -> String {
-    format!("monthly {}-{:02}", local.time.year(), local.time.month())
+    format!("{} {}-{:02}", Slot::Monthly, local.time.year(), local.time.month())
 }
 
 fn year(local: &Local) -> String {
-    format!("yearly {}", local.time.year())
+    format!("{} {}", Slot::Yearly, local.time.year())
 }

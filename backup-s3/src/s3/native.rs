@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::{ErrorKind, Result, Warning};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use http::Method;
 use http::header::{HeaderName, HeaderValue};
@@ -18,6 +18,7 @@ use super::sign::ExtraHeaders;
 use super::{bucket, copy, list};
 use crate::class::Tags;
 use crate::native::{Copy, Listed, Native};
+use crate::shared::date;
 
 /// Days a thawed object stays readable: time for a restore to be tried twice.
 const THAWED_DAYS: u32 = 7;
@@ -52,7 +53,7 @@ impl S3Native {
         };
         let mut headers = vec![
             ("x-amz-object-lock-mode", mode.to_owned()),
-            ("x-amz-object-lock-retain-until-date", until.to_rfc3339_opts(SecondsFormat::Secs, true)),
+            ("x-amz-object-lock-retain-until-date", date(until)),
         ];
         // A locked put must have a checksum; some compatibles look for its announcement alone.
         headers.extend(algorithm.map(|name| ("x-amz-sdk-checksum-algorithm", name.to_owned())));
@@ -96,6 +97,11 @@ impl Native for S3Native {
             extensions.insert(ExtraHeaders(headers));
             extensions
         }))
+    }
+
+    async fn has_locks(&self) -> bool {
+        let asked = self.bucket_locks.get_or_try_init(|| bucket::has_object_lock(&self.api)).await;
+        asked.copied().unwrap_or(true)
     }
 
     async fn thaw(&self, name: &str) -> Result<()> {

@@ -37,7 +37,7 @@ impl Writer {
             let options = PutOptions {
                 mode: mode.clone(),
                 tags: self.shared.tags(),
-                attributes: self.shared.attributes(self.options.kind, &self.token),
+                attributes: self.shared.attributes(&self.options, &self.token),
                 extensions: extensions.clone(),
             };
             let Err(error) = self.shared.store.put_opts(&self.path, payload.clone(), options).await else {

@@ -64,7 +64,8 @@ async fn an_archived_object_says_so_and_can_be_thawed() {
     moto.bucket("tests").await;
     let sink = s3(moto.address()).build().expect("a sink");
     put_bytes(&sink, &key("set/yearly"), "old".into(), data()).await.expect("put");
-    sink.change_storage_class(&key("set/yearly"), "GLACIER").await.expect("archive");
+    assert!(sink.change_class(&key("set/yearly"), "GLACIER").await.expect("archive"));
+    assert!(!sink.change_class(&key("set/yearly"), "GLACIER").await.expect("it lies there already"));
     assert_eq!(sink.head(&key("set/yearly")).await.expect("head").availability, Availability::Archived);
     let listed: Vec<_> = futures::TryStreamExt::try_collect(sink.list(&key("set"))).await.expect("list");
     let listed: Vec<backup_core::ObjectInfo> = listed;

@@ -13,4 +13,5 @@ mod multipart;
 mod probe;
 mod profile;
 mod reading;
+mod retention;
 mod servers;

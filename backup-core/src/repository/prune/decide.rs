@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::super::Inner;
 use super::super::access::Place;
+use super::archive::{Classes, class_of};
 use super::planned::SinkPlan;
 use super::survey::{Listed, Survey};
 use crate::name::{BackupId, SinkId};
@@ -17,6 +18,7 @@ pub(super) fn decide<'p>(
     inner: &Inner,
     survey: &Survey,
     policy: impl Fn(&SinkId) -> &'p dyn RetentionPolicy,
+    classes: &Classes,
     now: DateTime<Utc>,
 ) -> Vec<SinkPlan> {
     let own: Vec<(&Listed, PrunePlan)> = survey
@@ -39,7 +41,7 @@ pub(super) fn decide<'p>(
             } else {
                 PrunePlan::holding(&survey.list_of(listed), policy(listed.sink.id()), now, &held)
             };
-            sink_plan(survey, listed, plan)
+            sink_plan(survey, listed, plan, classes)
         })
         .collect()
 }
@@ -79,7 +81,7 @@ fn held(
     held
 }
 
-fn sink_plan(survey: &Survey, listed: &Listed, plan: PrunePlan) -> SinkPlan {
+fn sink_plan(survey: &Survey, listed: &Listed, plan: PrunePlan, classes: &Classes) -> SinkPlan {
     let half_deleted = |place: &Place| place.manifest.is_none() && !place.condemned.is_empty();
     let kept = kept(&plan);
     SinkPlan {
@@ -96,6 +98,10 @@ fn sink_plan(survey: &Survey, listed: &Listed, plan: PrunePlan) -> SinkPlan {
             .iter()
             .filter(|(id, _)| kept.contains(id))
             .flat_map(|(_, place)| place.condemned.iter().cloned())
+            .collect(),
+        archive: plan
+            .kept()
+            .filter_map(|entry| Some((entry.id, class_of(classes, entry)?.to_owned())))
             .collect(),
         plan,
     }

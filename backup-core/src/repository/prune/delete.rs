@@ -26,7 +26,7 @@ const MAX_BATCH: usize = 32;
 
 /// The prune of one sink.
 pub(super) struct Deleting<'a> {
-    access: Access<'a>,
+    access: &'a Access<'a>,
     set: &'a SetName,
     plan: &'a SinkPlan,
     now: Option<DateTime<Utc>>,
@@ -51,7 +51,7 @@ type Marked = BTreeMap<BackupId, Option<Key>>;
 
 impl<'a> Deleting<'a> {
     pub(super) fn new(
-        access: Access<'a>,
+        access: &'a Access<'a>,
         set: &'a SetName,
         plan: &'a SinkPlan,
         now: Option<DateTime<Utc>>,
@@ -117,13 +117,13 @@ impl<'a> Deleting<'a> {
         if marked.is_empty() {
             return Ok(reached);
         }
-        let seen = recheck(&self.access, self.set, self.plan, marked, self.now()).await?;
+        let seen = recheck(self.access, self.set, self.plan, marked, self.now()).await?;
         let mut first = true;
         for (n, id) in batch.iter().enumerate().take(reached) {
             let Some(key) = marked.get(id) else { continue };
             let unmarked = key.is_none();
             if begun.elapsed() > MARKED_LIMIT {
-                return if first { Err(too_slow(&self.access)) } else { Ok(n) };
+                return if first { Err(too_slow(self.access)) } else { Ok(n) };
             }
             first = false;
             if seen.gone.contains(id) {
@@ -207,7 +207,7 @@ impl<'a> Deleting<'a> {
 
     async fn clear(&mut self, id: BackupId, dir: &BackupDir, before: Cleared, resumed: bool) -> Result<()> {
         let mut cleared = before;
-        let result = clear(&self.access, dir, &mut cleared).await;
+        let result = clear(self.access, dir, &mut cleared).await;
         match result {
             Ok(()) => {
                 let sink = self.access.id();
@@ -288,12 +288,16 @@ impl<'a> Deleting<'a> {
 /// Says what to do about a deletion that was refused.
 fn who_must(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnly => Error::new(error.kind(), "delete backup")
-            .message(
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnly => match error.context_value("retain_until") {
+            Some(until) => Error::new(error.kind(), "delete backup")
+                .message("the store keeps it locked until that time; prune again when it has come")
+                .with("retain_until", until.to_owned()),
+            None => Error::new(error.kind(), "delete backup").message(
                 "the sink refuses: if an object lock holds it, prune again when the lock has run out; if these \
                  credentials may not delete, run the prune with an account that may",
-            )
-            .caused_by(error),
+            ),
+        }
+        .caused_by(error),
         _ => error,
     }
 }

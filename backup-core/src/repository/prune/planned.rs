@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::Repository;
 use super::super::access::Access;
 use super::Shutdown;
+use super::archive::{Moved, archive};
 use super::delete::{Deleting, Done};
 use super::report::PruneReport;
 use crate::engine::progress::Watch;
@@ -42,6 +43,8 @@ pub struct SinkPlan {
     /// Everything the plan is about.
     pub(super) summaries: BTreeMap<BackupId, BackupSummary>,
     pub(super) unfinished: BTreeSet<BackupId>,
+    /// Backups to be moved to a storage class.
+    pub(super) archive: Vec<(BackupId, String)>,
     /// Markers of pruners on backups that stay.
     pub(super) old_markers: Vec<Key>,
 }
@@ -60,6 +63,11 @@ impl SinkPlan {
     /// Backups that an earlier prune has half deleted. They are not listed any more, and the rest of them goes.
     pub fn unfinished(&self) -> impl Iterator<Item = BackupId> + '_ {
         self.unfinished.iter().copied()
+    }
+
+    /// Backups whose artifacts are to lie in another storage class, and which, newest first. Many may lie there already.
+    pub fn archive(&self) -> impl Iterator<Item = (BackupId, &str)> {
+        self.archive.iter().map(|(id, class)| (*id, class.as_str()))
     }
 }
 
@@ -89,7 +97,7 @@ impl PlannedPrune {
         &self.unreachable
     }
 
-    /// Whether there is nothing to delete on any sink that could be listed.
+    /// Whether there is nothing to delete on any sink that could be listed. Storage classes may still change.
     pub fn is_empty(&self) -> bool {
         self.sinks.iter().all(|sink| sink.plan.deletions().is_empty() && sink.unfinished.is_empty())
     }
@@ -140,8 +148,8 @@ impl PlannedPrune {
         let mut report = PruneReport::new(self.set.clone());
         report.failed = std::mem::take(&mut self.unreachable);
         let mut refused = None;
-        for (sink, (done, result)) in self.sinks.iter().zip(results) {
-            report.add(done);
+        for (sink, (done, moved, result)) in self.sinks.iter().zip(results) {
+            report.add(done, moved);
             match result {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::PruneRefused | ErrorKind::Cancelled) => {
@@ -169,14 +177,18 @@ async fn on_sink(
     set: &SetName,
     plan: &SinkPlan,
     now: Option<DateTime<Utc>>,
-) -> (Done, Result<()>) {
-    match Deleting::new(access, set, plan, now) {
-        Ok(mut deleting) => {
-            let result = deleting.run().await;
-            (deleting.done, result)
-        }
-        Err(error) => (Done::default(), Err(error)),
-    }
+) -> (Done, Moved, Result<()>) {
+    let mut deleting = match Deleting::new(&access, set, plan, now) {
+        Ok(deleting) => deleting,
+        Err(error) => return (Done::default(), Moved::default(), Err(error)),
+    };
+    let result = deleting.run().await;
+    // Not on a sink that is in trouble.
+    let moved = match &result {
+        Ok(()) => archive(&access, set, plan).await,
+        Err(_) => Moved::default(),
+    };
+    (deleting.done, moved, result)
 }
 
 impl fmt::Display for PlannedPrune {
@@ -198,6 +210,12 @@ impl fmt::Display for PlannedPrune {
             write!(f, "\n\non {}, half deleted by an earlier prune, to be finished:", sink.sink())?;
             for id in &sink.unfinished {
                 write!(f, "\n{id}")?;
+            }
+        }
+        for sink in self.sinks.iter().filter(|sink| !sink.archive.is_empty()) {
+            write!(f, "\n\non {}, to lie in another storage class:", sink.sink())?;
+            for (id, class) in &sink.archive {
+                write!(f, "\n{id}  {class}")?;
             }
         }
         for (sink, error) in &self.unreachable {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::archive::Moved;
 use super::delete::Done;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName, SinkId};
@@ -21,6 +22,10 @@ pub struct PruneReport {
     pub spared: Vec<Spared>,
     /// The copies that a sink refuses to delete.
     pub not_deleted: Vec<NotDeleted>,
+    /// The copies whose artifacts were moved to another storage class.
+    pub archived: Vec<Archived>,
+    /// The copies that could not be moved.
+    pub not_archived: Vec<NotArchived>,
     /// The sinks that could not be listed, or failed on the way.
     pub failed: Vec<(SinkId, Error)>,
     /// How long planning and execution took, and the time between them.
@@ -69,6 +74,32 @@ pub struct NotDeleted {
     pub error: Error,
 }
 
+/// A copy whose artifacts were moved to another storage class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Archived {
+    /// The sink.
+    pub sink: SinkId,
+    /// The backup.
+    pub id: BackupId,
+    /// The class.
+    pub class: String,
+    /// Objects moved.
+    pub objects: u64,
+}
+
+/// A copy whose artifacts could not be moved to another storage class. It is whole, and the next prune tries again.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct NotArchived {
+    /// The sink.
+    pub sink: SinkId,
+    /// The backup.
+    pub id: BackupId,
+    /// Why.
+    pub error: Error,
+}
+
 impl PruneReport {
     pub(super) fn new(set: SetName) -> Self {
         Self {
@@ -76,12 +107,16 @@ impl PruneReport {
             deleted: Vec::new(),
             spared: Vec::new(),
             not_deleted: Vec::new(),
+            archived: Vec::new(),
+            not_archived: Vec::new(),
             failed: Vec::new(),
             elapsed: Duration::ZERO,
         }
     }
 
-    pub(super) fn add(&mut self, done: Done) {
+    pub(super) fn add(&mut self, done: Done, moved: Moved) {
+        self.archived.extend(moved.archived);
+        self.not_archived.extend(moved.not_archived);
         self.deleted.extend(done.deleted);
         self.spared.extend(done.spared);
         self.not_deleted.extend(done.not_deleted);
@@ -94,7 +129,7 @@ impl PruneReport {
 
     /// Whether every sink was worked through and refused nothing.
     pub fn is_complete(&self) -> bool {
-        self.not_deleted.is_empty() && self.failed.is_empty()
+        self.not_deleted.is_empty() && self.not_archived.is_empty() && self.failed.is_empty()
     }
 
     /// The report, or an error that names the first failure.
@@ -104,7 +139,7 @@ impl PruneReport {
         }
         let error = |kind| {
             Error::new(kind, "prune")
-                .message("not everything that the plan forgets could be deleted")
+                .message("not everything that the plan says could be done")
                 .with("set", &self.set)
                 .with("deleted", self.deleted.len())
                 .with("not_deleted", self.not_deleted.len())
@@ -119,7 +154,12 @@ impl PruneReport {
                 let error = error(first.error.kind()).with("sink", &first.sink).with("backup", first.id);
                 error.caused_by(self.not_deleted.swap_remove(0).error)
             }
-            (None, None) => error(ErrorKind::Internal),
+            (None, None) => match self.not_archived.pop() {
+                Some(NotArchived { sink, id, error: why }) => {
+                    error(why.kind()).with("sink", sink).with("backup", id).caused_by(why)
+                }
+                None => error(ErrorKind::Internal),
+            },
         })
     }
 }
@@ -136,6 +176,12 @@ impl fmt::Display for PruneReport {
         }
         for NotDeleted { sink, id, error, .. } in &self.not_deleted {
             writeln!(f, "could not delete {id} on {sink}: {}", error.chain())?;
+        }
+        for Archived { sink, id, class, objects, .. } in &self.archived {
+            writeln!(f, "moved {objects} objects of {id} on {sink} to {class}")?;
+        }
+        for NotArchived { sink, id, error, .. } in &self.not_archived {
+            writeln!(f, "could not move {id} on {sink}: {}", error.chain())?;
         }
         for (sink, error) in &self.failed {
             writeln!(f, "failed on {sink}: {}", error.chain())?;

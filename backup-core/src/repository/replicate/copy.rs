@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::inspect::{self, Held, Part, Standing};
@@ -140,6 +141,10 @@ impl<'a> Work<'a> {
         }
     }
 
+    fn lock_until(&self) -> Option<DateTime<Utc>> {
+        self.inner.lock_until(self.opened.manifest.keep_until)
+    }
+
     /// The destinations that still work and lack something.
     fn busy(&self) -> Vec<Numbered> {
         self.lanes.iter().filter(|l| l.alive && !l.replica.whole).map(Lane::numbered).collect()
@@ -175,7 +180,7 @@ impl<'a> Work<'a> {
         let put = async {
             let found = wraps::trusted(self.catalog, self.opened, &self.sources).await?;
             let directory = self.opened.dir.keys()?;
-            let options = PutOptions::overwrite(ObjectKind::Note);
+            let options = PutOptions::overwrite(ObjectKind::Note).retain_until(self.lock_until());
             let mut failures = Failures::new();
             let mut written = Vec::new();
             for (name, bytes) in found {
@@ -240,7 +245,8 @@ impl<'a> Work<'a> {
             .stored_reader(self.inner, object, &self.sources, watch)
             .await
             .map_err(Trouble::Reading)?;
-        let options = PutOptions::overwrite(part.kind).size_hint(Some(object.size));
+        let options =
+            PutOptions::overwrite(part.kind).size_hint(Some(object.size)).retain_until(self.lock_until());
         let mut fanout = Fanout::open(to, &key, &options, self.inner.patience, watch);
         let mut blocks = reader.spawn(std::iter::once(0..object.size).collect());
         let mut hasher = Hasher::new();
@@ -285,6 +291,7 @@ impl<'a> Work<'a> {
                 Standing::Damaged => PutOptions::overwrite(ObjectKind::Manifest),
                 _ => PutOptions::create_new(ObjectKind::Manifest),
             };
+            let options = options.retain_until(self.lock_until());
             let put = async {
                 let bytes = inspect::manifest_bytes(self.catalog, self.opened, &self.sources).await?;
                 let key = self.opened.dir.manifest()?;

@@ -32,8 +32,9 @@ pub(super) struct Part {
 /// The parts of a backup, data first.
 pub(super) fn parts(manifest: &Manifest) -> Vec<Part> {
     let mut parts = Vec::new();
-    for object in manifest.artifacts.iter().map(|a| &a.stored).chain([&manifest.details]) {
-        parts.push(Part { object: object.clone(), kind: ObjectKind::Data });
+    let artifacts = manifest.artifacts.iter().map(|artifact| (&artifact.stored, ObjectKind::Data));
+    for (object, kind) in artifacts.chain([(&manifest.details, ObjectKind::Index)]) {
+        parts.push(Part { object: object.clone(), kind });
         if let Some(index) = &object.index {
             let object = StoredObject {
                 object: index.object.clone(),

@@ -14,6 +14,7 @@ use super::super::ranges::{Pieces, Place};
 use super::Options;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{Item, ItemKind, ItemPath};
+use crate::key::Key;
 use crate::manifest::StoredArtifact;
 use crate::name::BackupId;
 use crate::proof::Proofs;
@@ -177,39 +178,46 @@ impl Planned {
             })
     }
 
-    /// Checks that every object needed is on some sink, whole and readable, before anything is touched.
-    pub(super) async fn preflight(&self, inner: &Inner, catalog: &Catalog<'_>) -> Result<()> {
+    /// Checks that every object needed is on some sink, whole and readable, before anything is touched. With `thaw`, asks
+    /// for those that are archived.
+    pub(super) async fn preflight(&self, inner: &Inner, catalog: &Catalog<'_>, thaw: bool) -> Result<()> {
+        let mut archived = Vec::new();
         for artifact in &self.plan.artifacts {
             let (backup, stored) = self.stored(artifact)?;
             let index = stored.stored.index.as_ref().map(|i| (&i.object, i.size));
             for (name, size) in [(&stored.stored.object, stored.stored.size)].into_iter().chain(index) {
                 let key = backup.opened.dir.object(name)?;
                 let mut problems = Vec::new();
-                let mut readable = false;
+                let (mut readable, mut frozen) = (false, None);
                 for sink in self.copies(backup) {
                     let head = inner.patience.retry(sink.id(), &catalog.watch, || sink.head(&key)).await;
                     match head {
-                        Ok(info) if info.size == size && info.availability == Availability::Ready => {
-                            readable = true;
-                            break;
-                        }
                         Ok(info) if info.size != size => {
                             problems.push(format!("{}: another size", sink.id()));
                         }
-                        Ok(_) => problems.push(format!("{}: archived, must be thawed first", sink.id())),
+                        Ok(info) if info.availability == Availability::Ready => {
+                            readable = true;
+                            break;
+                        }
+                        Ok(info) => frozen = frozen.or(Some((sink, info.availability))),
                         Err(error) => problems.push(format!("{}: {}", sink.id(), error.chain())),
                     }
                 }
-                // A damaged size may still leave good blocks in several copies; only a missing object is final.
-                if !readable && !problems.iter().any(|p| p.ends_with("another size")) {
-                    return Err(Error::new(ErrorKind::NotFound, "plan restore")
-                        .message("an object of the backup cannot be read from any sink")
-                        .with("object", key)
-                        .with("sinks", problems.join("; ")));
+                match frozen {
+                    _ if readable => {}
+                    Some((sink, availability)) => archived.push((key, sink, availability)),
+                    // A damaged size may still leave good blocks in several copies; only a missing object is final.
+                    None if problems.iter().any(|p| p.ends_with("another size")) => {}
+                    None => {
+                        return Err(Error::new(ErrorKind::NotFound, "plan restore")
+                            .message("an object of the backup cannot be read from any sink")
+                            .with("object", key)
+                            .with("sinks", problems.join("; ")));
+                    }
                 }
             }
         }
-        Ok(())
+        if archived.is_empty() { Ok(()) } else { Err(ask(inner, catalog, archived, thaw).await?) }
     }
 
     /// Asks the target which artifacts and items it needs.
@@ -245,4 +253,37 @@ impl Planned {
         }
         Ok(parts)
     }
+}
+
+/// Asks for archived objects, where that is wanted, and says what to do.
+async fn ask(
+    inner: &Inner,
+    catalog: &Catalog<'_>,
+    archived: Vec<(Key, Arc<dyn Sink>, Availability)>,
+    thaw: bool,
+) -> Result<Error> {
+    let objects = archived.len();
+    let under_way =
+        archived.iter().filter(|(.., availability)| *availability == Availability::Thawing).count();
+    let mut first = None;
+    for (key, sink, _) in archived {
+        if thaw {
+            inner.patience.retry(sink.id(), &catalog.watch, || sink.thaw(&key)).await?;
+        }
+        first.get_or_insert((key, sink.id().clone()));
+    }
+    let message = if thaw || under_way == objects {
+        "the archived objects of this backup were asked for; restore again when they are ready, which takes minutes to days"
+    } else {
+        "objects of this backup lie in an archive class; ask for them with `thaw`, and restore again when they are ready"
+    };
+    let error = Error::new(ErrorKind::Unavailable, "plan restore")
+        .retryable(false)
+        .message(message)
+        .with("archived", objects)
+        .with("thawing", if thaw { objects } else { under_way });
+    Ok(match first {
+        Some((key, sink)) => error.with("first", key).with("sink", sink),
+        None => error,
+    })
 }

@@ -81,7 +81,7 @@ impl Job<'_> {
                     .with("made_by", &planned.plan.source_kind));
             }
         }
-        planned.preflight(inner, &catalog).await?;
+        planned.preflight(inner, &catalog, self.options.thaw).await?;
         let safety_backup = self.safety().await?;
 
         let restore = self.target.begin(&planned.plan).await?;

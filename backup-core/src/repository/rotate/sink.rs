@@ -35,7 +35,8 @@ impl Run<'_> {
             }
             let path = directory.append(&Key::parse(name.clone())?);
             // What is there under this name is damaged: nothing that opens is replaced.
-            let options = PutOptions::overwrite(ObjectKind::Note);
+            let options = PutOptions::overwrite(ObjectKind::Note)
+                .retain_until(self.inner.lock_until(opened.manifest.keep_until));
             self.inner.put_one(sink, &path, bytes, &options, &self.watch).await?;
             let read = || read_bytes(sink.as_ref(), &path, WRAP_LIMIT);
             let back = self.inner.patience.retry(sink.id(), &self.watch, read).await?;
