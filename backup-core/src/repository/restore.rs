@@ -123,6 +123,7 @@ impl<'a> RestoreBuilder<'a> {
 
 /// How to restore.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own, named by a method")]
 struct Options {
     selection: Selection,
     only: Option<Vec<String>>,
