@@ -37,9 +37,19 @@ pub(crate) struct Safety {
 }
 
 impl Safety {
-    /// Streams every node's RDB into a new file of `dir`, readable by its owner alone.
+    /// Streams every node's RDB into a new file of `dir`, readable by its owner alone. Leaves none when it fails.
     pub(crate) async fn take(loader: &Loader, dir: &Path, databases: BTreeSet<u64>) -> Result<Self> {
         let mut safety = Self { files: Vec::new(), databases };
+        match safety.fill(loader, dir).await {
+            Ok(()) => Ok(safety),
+            Err(e) => match safety.remove().await {
+                Ok(()) => Err(e),
+                Err(removing) => Err(e.with("left_behind", removing.chain())),
+            },
+        }
+    }
+
+    async fn fill(&mut self, loader: &Loader, dir: &Path) -> Result<()> {
         let time = Utc::now().format("%Y%m%dT%H%M%S%6fZ");
         for (n, node) in loader.nodes.iter().enumerate() {
             let path = dir.join(format!("redis-safety-{time}-{n:03}.rdb"));
@@ -48,7 +58,7 @@ impl Safety {
             let io = |e: io::Error| Error::io(SAFETY, e).with("file", path.display());
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).await.map_err(io)?;
-            safety.files.push(path.clone());
+            self.files.push(path.clone());
             let mut feed = Feed::start(RdbReader::new(), Ignore);
             let mut bytes = transfer.bytes();
             while let Some(chunk) = bytes.next().await {
@@ -60,8 +70,7 @@ impl Safety {
             file.sync_all().await.map_err(io)?;
         }
         let io = |e: io::Error| Error::io(SAFETY, e).with("directory", dir.display());
-        File::open(dir).await.map_err(io)?.sync_all().await.map_err(io)?;
-        Ok(safety)
+        File::open(dir).await.map_err(io)?.sync_all().await.map_err(io)
     }
 
     /// Empties the affected databases, writes back what they held, and proves it.

@@ -353,6 +353,34 @@ async fn a_key_of_another_type_that_appears_meanwhile_leaves_the_earlier_keys() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_safety_backup_that_fails_leaves_no_file_and_nothing_is_touched() {
+    let Some(source) = filled(REDIS) else { return };
+    let captured = taken(&RedisRdb::connect(&source.url()).unwrap()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut server) = empty(REDIS, &[]) else { return };
+    server.client().ok(&["DEBUG", "POPULATE", "5000", "key", "100"]);
+    let target = into(&server).in_place().safety_backup(dir.path().join("missing"));
+    let error = target.begin(&captured.plan(true)).await.err().expect("there is no such directory");
+    assert!(error.chain().contains("missing"), "{}", error.chain());
+    assert_eq!(count(&mut server.client()), 5000);
+
+    // Saving takes some two seconds now, and the server ends meanwhile.
+    server.client().ok(&["CONFIG", "SET", "rdb-key-save-delay", "400"]);
+    let target = into(&server).in_place().safety_backup(dir.path());
+    let plan = captured.plan(true);
+    let begun = tokio::spawn(async move { target.begin(&plan).await.err() });
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while std::fs::read_dir(dir.path()).unwrap().count() == 0 {
+        assert!(Instant::now() < give_up, "no safety backup begins");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.kill();
+    let error = begun.await.unwrap().expect("the server is gone");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "half a safety backup was left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_is_dropped_cleans_up_behind_itself() {
     let Some((captured, server)) = replacement().await else { return };
     let before = digests(&mut server.client());
