@@ -7,6 +7,7 @@ mod keyring;
 mod material;
 mod ring_entry;
 mod several;
+mod signing;
 mod wrap;
 
 use std::fmt;
@@ -18,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use builder::KeyringBuilder;
 pub use keyring::{Keyring, RingUpdate};
+#[cfg(feature = "age")]
+pub(crate) use material::{read_env, read_file};
+pub use signing::{Signatures, SigningKey, VerifyingKey};
 
 /// 32 secret bytes that are wiped when dropped.
 pub(crate) type Secret32 = Zeroizing<[u8; 32]>;
@@ -87,7 +91,7 @@ impl fmt::Debug for BackupKey {
 }
 
 /// HKDF-SHA256 (RFC 5869).
-fn hkdf_sha256(input: &[u8], salt: &[u8], info: &[&[u8]], out: &mut [u8]) -> Result<()> {
+pub(crate) fn hkdf_sha256(input: &[u8], salt: &[u8], info: &[&[u8]], out: &mut [u8]) -> Result<()> {
     struct Length(usize);
     impl hkdf::KeyType for Length {
         fn len(&self) -> usize {

@@ -34,7 +34,7 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
-pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate};
+pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate, Signatures, SigningKey, VerifyingKey};
 pub use manifest::{
     FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
     Totals,
@@ -75,6 +75,8 @@ pub use transform::{
     AesGcm, Chain, ChainDecoder, ChainEncoder, ChainRange, Codec, CodecContext, Emit, Frame, Gzip, Identity,
     Located, Stage, Transform, TransformSpec,
 };
+#[cfg(feature = "age")]
+pub use transform::{Age, AgeBuilder};
 pub use whole::{WHOLE_BYTES, whole_item, whole_proof};
 pub use workers::Workers;
 pub use {async_trait::async_trait, bytes::Bytes, chrono_tz::Tz, tokio_util::sync::CancellationToken};

@@ -20,7 +20,7 @@ use crate::source::ArtifactMeta;
 use crate::transform::TransformSpec;
 
 pub use seal::Seal;
-pub(crate) use seal::{open, seal};
+pub(crate) use seal::{Sealer, is_signed, open, seal};
 
 /// The format number this version writes, and the only one it reads.
 pub const FORMAT: u32 = 1;

@@ -20,11 +20,13 @@ mod replicate;
 mod restore;
 mod rotate;
 mod sets;
+mod state;
 mod sweep;
 mod verify;
 mod wrap;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use backup::{Backup, BackupReport};
@@ -48,7 +50,7 @@ use crate::clock::Clock;
 use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::Keyring;
+use crate::keys::{Keyring, Signatures};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
 use crate::placement::{CopyRule, Placement, Shortfall};
@@ -93,6 +95,10 @@ struct Inner {
     chain: Arc<Chain>,
     known: Vec<Arc<dyn Transform>>,
     keyring: Option<Keyring>,
+    /// Who may seal manifests by signature.
+    signatures: Option<Signatures>,
+    /// Where a host that cannot read its own backups keeps what it needs for the next incremental.
+    state: Option<PathBuf>,
     workers: Workers,
     clock: Clock,
     patience: Patience,

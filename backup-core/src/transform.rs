@@ -1,10 +1,13 @@
 //! What happens to bytes between source and sink: [`Transform`] and its [`Codec`]s.
 
 mod aes_gcm;
+#[cfg(feature = "age")]
+mod age;
 mod chain;
 mod frames;
 mod gzip;
 mod identity;
+mod segments;
 #[cfg(feature = "zstd")]
 mod zstd;
 
@@ -15,13 +18,16 @@ use std::ops::Range;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::{BackupKey, Keyring};
+use crate::keys::{BackupKey, Keyring, Signatures};
 use crate::name::{BackupId, SetName};
 use crate::workers::Workers;
 
 pub use aes_gcm::AesGcm;
+#[cfg(feature = "age")]
+pub use age::{Age, AgeBuilder};
 pub use chain::{Chain, ChainDecoder, ChainEncoder, ChainRange};
 pub use gzip::Gzip;
 pub use identity::Identity;
@@ -75,6 +81,28 @@ pub trait Transform: Debug + Send + Sync {
     /// The keys it works with. A transform that returns some makes its repository an encrypted one.
     fn keyring(&self) -> Option<&Keyring> {
         None
+    }
+
+    /// Whose signatures seal manifests, for an encryption that has no [`keyring`](Self::keyring).
+    fn signatures(&self) -> Option<&Signatures> {
+        None
+    }
+
+    /// Whether this configuration holds what decodes its own output. An encryption to public keys alone does not.
+    fn can_decode(&self) -> bool {
+        true
+    }
+
+    /// For each private key it holds beside a [`keyring`](Self::keyring): its public name, and this transform with that
+    /// key alone. Key checks try them one by one.
+    fn each_key(&self) -> Vec<(String, Box<dyn Transform>)> {
+        Vec::new()
+    }
+
+    /// For each key beside a [`keyring`](Self::keyring): its public name, and the secret as a person would type it; empty
+    /// where it is not held here. For the recovery sheet.
+    fn for_paper(&self) -> Vec<(String, Zeroizing<String>)> {
+        Vec::new()
     }
 }
 

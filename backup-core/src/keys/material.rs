@@ -39,7 +39,7 @@ pub(super) fn parse_key(bytes: &[u8]) -> Result<Secret32> {
 }
 
 /// Reads a file that only its owner may read.
-pub(super) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let io = |e| Error::io("read key file", e).with("path", path.display());
     let file = File::open(path).map_err(io)?;
     refuse_shared(&file, path)?;
@@ -75,7 +75,7 @@ fn refuse_shared(_file: &File, _path: &Path) -> Result<()> {
 }
 
 /// Reads an environment variable.
-pub(super) fn read_env(name: &str) -> Result<Zeroizing<String>> {
+pub(crate) fn read_env(name: &str) -> Result<Zeroizing<String>> {
     let refuse =
         |why: &'static str| Err(Error::invalid("read key from environment", why).with("variable", name));
     match std::env::var(name) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Manifest;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::BackupKey;
+use crate::keys::{BackupKey, Signatures, SigningKey, VerifyingKey};
 use crate::name::{BackupId, SetName};
 
 /// How a manifest is sealed, over the exact bytes before its last line.
@@ -19,6 +19,13 @@ pub enum Seal {
         /// 64 hexadecimal digits.
         value: String,
     },
+    /// Ed25519 (RFC 8032) by the producer's signing key, where the producer holds no key that opens its backups.
+    Ed25519 {
+        /// The public key, 64 hexadecimal digits. It only tells which trusted key to check with.
+        key: String,
+        /// The signature, 128 hexadecimal digits.
+        value: String,
+    },
     /// A plain digest: finds damage, not forgery. Written where the repository has no keys.
     Sha256 {
         /// The digest.
@@ -26,30 +33,58 @@ pub enum Seal {
     },
 }
 
+/// What a manifest is sealed with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sealer<'a> {
+    Key(&'a BackupKey),
+    Signature(&'a SigningKey),
+    Nothing,
+}
+
 /// Serialises and seals a manifest.
-pub(crate) fn seal(manifest: &Manifest, key: Option<&BackupKey>) -> Result<Bytes> {
+pub(crate) fn seal(manifest: &Manifest, sealer: Sealer<'_>) -> Result<Bytes> {
     let internal = |e| Error::new(ErrorKind::Internal, "write manifest").caused_by(e);
     let mut bytes = serde_json::to_vec_pretty(manifest).map_err(internal)?;
     bytes.push(b'\n');
-    let line = match key {
-        Some(key) => Seal::HmacSha256 { value: hex::encode(key.seal(&bytes)?) },
-        None => Seal::Sha256 { value: Digest::of(&bytes) },
+    let line = match sealer {
+        Sealer::Key(key) => Seal::HmacSha256 { value: hex::encode(key.seal(&bytes)?) },
+        Sealer::Signature(key) => {
+            Seal::Ed25519 { key: key.verifying_key().to_string(), value: hex::encode(key.sign(&bytes)?) }
+        }
+        Sealer::Nothing => Seal::Sha256 { value: Digest::of(&bytes) },
     };
     serde_json::to_writer(&mut bytes, &line).map_err(internal)?;
     bytes.push(b'\n');
     Ok(bytes.into())
 }
 
-/// Checks the seal and the place of a manifest object, then parses it.
-///
-/// With a key, only a seal under that key will do: a plain digest in its place is a stripped seal.
-pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: BackupId) -> Result<Manifest> {
-    let torn = || Error::corrupt("read manifest", "the manifest has no seal line; it is not whole");
+/// The document and the seal of a manifest object.
+fn split(bytes: &[u8]) -> Result<(&[u8], Seal)> {
     let body = bytes.strip_suffix(b"\n").ok_or_else(torn)?;
     let cut = body.iter().rposition(|&b| b == b'\n').ok_or_else(torn)? + 1;
     let (document, line) = body.split_at(cut);
-    let line: Seal = serde_json::from_slice(line).map_err(|e| torn().caused_by(e))?;
+    Ok((document, serde_json::from_slice(line).map_err(|e| torn().caused_by(e))?))
+}
+
+/// Whether a manifest object claims to be sealed by a signature, so that no key of the backup is needed to open it.
+pub(crate) fn is_signed(bytes: &[u8]) -> bool {
+    matches!(split(bytes), Ok((_, Seal::Ed25519 { .. })))
+}
+
+/// Checks the seal and the place of a manifest object, then parses it.
+///
+/// With a key, only a seal under that key will do: a plain digest in its place is a stripped seal. The same goes for
+/// `signatures`: where somebody is trusted, what nobody signed is refused.
+pub(crate) fn open(
+    bytes: &[u8],
+    key: Option<&BackupKey>,
+    signatures: Option<&Signatures>,
+    set: &SetName,
+    id: BackupId,
+) -> Result<Manifest> {
+    let (document, line) = split(bytes)?;
     match (&line, key) {
+        (Seal::Ed25519 { key, value }, _) => verify(document, key, value, signatures)?,
         (Seal::HmacSha256 { value }, Some(key)) => {
             let tag = hex::decode(value).map_err(|e| torn().caused_by(e))?;
             key.verify_seal(document, &tag).map_err(|_| broken())?;
@@ -57,6 +92,12 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
         (Seal::HmacSha256 { .. }, None) => {
             return Err(Error::new(ErrorKind::WrongKey, "read manifest").message(
                 "the manifest is sealed with a key; give the repository the keyring it was made with",
+            ));
+        }
+        (Seal::Sha256 { .. }, None) if signatures.is_some() => {
+            return Err(Error::new(ErrorKind::Unencrypted, "read manifest").message(
+                "this repository trusts signing keys, but the manifest is not signed; \
+                 open it with a repository without keys if you know where it comes from",
             ));
         }
         (Seal::Sha256 { value }, None) => {
@@ -80,6 +121,28 @@ pub(crate) fn open(bytes: &[u8], key: Option<&BackupKey>, set: &SetName, id: Bac
         .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
     }
     Ok(manifest)
+}
+
+/// Checks a signature.
+fn verify(document: &[u8], key: &str, value: &str, signatures: Option<&Signatures>) -> Result<()> {
+    let wrong_key = |why: &'static str| {
+        Error::new(ErrorKind::WrongKey, "read manifest").message(why).with("signed_by", key)
+    };
+    let claimed = VerifyingKey::parse(key).map_err(|e| torn().caused_by(e))?;
+    let signature = hex::decode(value).map_err(|e| torn().caused_by(e))?;
+    let signatures = signatures.ok_or_else(|| {
+        wrong_key("the manifest is sealed by a signing key; give the repository the verifying key to trust")
+    })?;
+    if !signatures.trusted().contains(&claimed) {
+        return Err(wrong_key(
+            "the manifest is sealed by a signing key that is not trusted; trust it only if you know whose it is",
+        ));
+    }
+    if claimed.verify(document, &signature) { Ok(()) } else { Err(broken()) }
+}
+
+fn torn() -> Error {
+    Error::corrupt("read manifest", "the manifest has no seal line; it is not whole")
 }
 
 fn broken() -> Error {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::{Notes, borrowed};
 use super::parent::{Parent, References};
+use super::state::Kept;
 use super::{Inner, Repository};
 use crate::digest::Digest;
 use crate::engine::encode::{Encoded, Scope};
@@ -27,10 +28,10 @@ use crate::engine::index::INDEX_ABOVE;
 use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::BackupKey;
+use crate::keys::{BackupKey, Signatures};
 use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
 use crate::manifest::{
-    FORMAT, IndexRef, Manifest, Previous, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
+    FORMAT, IndexRef, Manifest, Previous, Sealer, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
@@ -297,12 +298,15 @@ struct Run<'a> {
 struct Prepared {
     manifest: Manifest,
     key: Option<BackupKey>,
+    /// The details as this host keeps them, where it cannot read them back.
+    kept: Option<Arc<Mutex<Kept>>>,
     proofs: Proofs,
     warnings: Vec<Warning>,
 }
 
 impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
+        self.refuse_unsealed()?;
         let previous = self.previous().await?;
         let mut parent = if options.incremental { self.parent().await? } else { None };
         let parent_id = parent.as_ref().map(ParentReader::id);
@@ -330,6 +334,7 @@ impl Run<'_> {
         warnings.extend(full_instead);
         let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
+        let kept = self.inner.keep(&self.set, self.id).map(|kept| Arc::new(Mutex::new(kept)));
         let mut manifest = Manifest {
             format: FORMAT,
             set: self.set.clone(),
@@ -351,7 +356,7 @@ impl Run<'_> {
             software: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             chain: self.pipeline.chain.specs(),
             artifacts,
-            details: self.details(head, &mut report).await?,
+            details: self.details(head, &mut report, kept.as_ref()).await?,
             notes: Vec::new(),
             references: references.ids.clone(),
             labels: options.labels.clone(),
@@ -367,7 +372,20 @@ impl Run<'_> {
             stored: manifest.objects().map(|(_, size, _)| size).sum(),
             items,
         };
-        Ok(Prepared { manifest, key: self.key.clone(), proofs, warnings })
+        Ok(Prepared { manifest, key: self.key.clone(), kept, proofs, warnings })
+    }
+
+    /// A repository with keys refuses backups without; it must not make any.
+    fn refuse_unsealed(&self) -> Result<()> {
+        let chain = &self.inner.chain;
+        let sealed =
+            chain.keyring().is_some() || chain.signatures().is_some_and(|s| s.signing_key().is_some());
+        if sealed || (self.inner.keyring.is_none() && self.inner.signatures.is_none()) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unencrypted, "back up").message(
+            "this repository holds keys to read with and none to seal a new backup with; add an encryption that writes",
+        ))
     }
 
     /// The newest backup of the set before this one.
@@ -497,13 +515,24 @@ impl Run<'_> {
     }
 
     /// Stores the details object.
-    async fn details(&mut self, head: DetailsHead, report: &mut SourceReport) -> Result<StoredObject> {
+    async fn details(
+        &mut self,
+        head: DetailsHead,
+        report: &mut SourceReport,
+        kept: Option<&Arc<Mutex<Kept>>>,
+    ) -> Result<StoredObject> {
         let object = format!("{DETAILS}.jsonl{}", self.pipeline.chain.extension());
         let items = std::mem::take(&mut report.items);
         let mut first = serde_json::to_vec(&head)
             .map_err(|e| Error::new(ErrorKind::Internal, "write details").caused_by(e))?;
         first.push(b'\n');
+        let kept = kept.map(Arc::clone);
         let lines = std::iter::once(Ok(Bytes::from(first))).chain(items.into_json_lines());
+        let lines = lines.inspect(move |line| {
+            if let (Some(kept), Ok(bytes)) = (&kept, line) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
+            }
+        });
         let options = self.options(ObjectKind::Index);
         let (encoded, failures) = self
             .pipeline
@@ -625,7 +654,7 @@ async fn commit(
     snapshot: Option<Box<dyn crate::source::Snapshot>>,
     watch: &Watch,
 ) -> Result<BackupReport> {
-    let Prepared { mut manifest, key, proofs, warnings } = prepared;
+    let Prepared { mut manifest, key, kept, proofs, mut warnings } = prepared;
     match inner.still_ours(&alive, dir, &manifest, watch).await {
         Ok(lost) => {
             alive.retain(|(n, _)| lost.iter().all(|(failed, _)| failed != n));
@@ -636,17 +665,25 @@ async fn commit(
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
-        let bytes = seal(&manifest, key.as_ref())?;
+        let signing = inner.chain.signatures().and_then(Signatures::signing_key);
+        let sealer = match (&key, signing) {
+            (Some(key), _) => Sealer::Key(key),
+            (None, Some(signing)) => Sealer::Signature(signing),
+            (None, None) => Sealer::Nothing,
+        };
+        let bytes = seal(&manifest, sealer)?;
         if bytes.len() as u64 > CREATE_NEW_LIMIT {
             return Err(Error::new(ErrorKind::LimitExceeded, "write manifest")
                 .message("the backup has too many artifacts for one manifest; make its artifacts larger"));
         }
         let options =
             PutOptions::create_new(ObjectKind::Manifest).retain_until(inner.lock_until(manifest.keep_until));
-        Ok(inner.put_each(&alive, &dir.manifest()?, &bytes, &options, watch).await)
+        Ok((Digest::of(&bytes), inner.put_each(&alive, &dir.manifest()?, &bytes, &options, watch).await))
     };
+    let mut digest = None;
     match written.await {
-        Ok(failures) => {
+        Ok((sealed, failures)) => {
+            digest = Some(sealed);
             alive.retain(|(n, _)| failures.iter().all(|(failed, _)| failed != n));
             failed.extend(failures);
         }
@@ -669,6 +706,13 @@ async fn commit(
     if outcome == Outcome::Aborted {
         return Err(all_failed(failed));
     }
+    if let (Some(kept), Some(digest)) = (kept, digest)
+        && let Err(error) = keep(kept, digest).await
+    {
+        let warning = Warning::new("state-not-kept", error.chain());
+        watch.event(&Event::Warning(&warning));
+        warnings.push(warning);
+    }
     let failed: Vec<(SinkId, Error)> = failed
         .into_iter()
         .filter_map(|(n, error)| inner.sinks.get(n).map(|sink| (sink.id().clone(), error)))
@@ -690,7 +734,6 @@ async fn commit(
         }
         return Err(error);
     }
-    let mut warnings = warnings;
     for warning in &inner.warnings {
         watch.event(&Event::Warning(warning));
         warnings.push(warning.clone());
@@ -713,6 +756,13 @@ async fn commit(
         elapsed: watch.elapsed(),
         set: manifest.set,
     })
+}
+
+/// Keeps what the next incremental needs on this host.
+async fn keep(kept: Arc<Mutex<Kept>>, manifest: Digest) -> Result<()> {
+    let commit = move || kept.lock().unwrap_or_else(PoisonError::into_inner).commit(manifest);
+    let done = tokio::task::spawn_blocking(commit).await;
+    done.map_err(|e| Error::new(ErrorKind::Internal, "keep state").caused_by(e))?
 }
 
 /// After the commit: nothing at all where the backup is not, then no pending marker where it is. In this order, so that

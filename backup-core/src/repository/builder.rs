@@ -1,6 +1,7 @@
 //! Describing a repository.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::clock::Clock;
 use crate::engine::retry::Patience;
 use crate::engine::{encode, fanout, feed, index};
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::Keyring;
+use crate::keys::{Keyring, Signatures};
 use crate::observer::Observer;
 use crate::placement::{CopyRule, Placement};
 use crate::sink::Sink;
@@ -32,7 +33,9 @@ pub struct RepositoryBuilder {
     required_copies: Option<usize>,
     require_encryption: bool,
     transforms: Vec<Arc<dyn Transform>>,
+    readers: Vec<Arc<dyn Transform>>,
     keyring: Option<Keyring>,
+    state: Option<PathBuf>,
     patience: Patience,
     budget: usize,
     observers: Observers,
@@ -58,7 +61,9 @@ impl RepositoryBuilder {
             required_copies: None,
             require_encryption: false,
             transforms: Vec::new(),
+            readers: Vec::new(),
             keyring: None,
+            state: None,
             patience: Patience::default(),
             budget: DEFAULT_BUDGET,
             observers: Observers::default(),
@@ -101,6 +106,21 @@ impl RepositoryBuilder {
     /// Adds a transform at the end of the chain: compression first, then encryption.
     pub fn transform(mut self, transform: impl Transform + 'static) -> Self {
         self.transforms.push(Arc::new(transform));
+        self
+    }
+
+    /// Adds a transform that reads backups and writes none: that of another repository, or of an earlier time. Whom it
+    /// trusts to sign manifests is trusted.
+    pub fn reads(mut self, transform: impl Transform + 'static) -> Self {
+        self.readers.push(Arc::new(transform));
+        self
+    }
+
+    /// Where a host that cannot read its own backups (one with public keys alone) keeps the list of items of the newest
+    /// one of each set, for the next incremental. The directory is created when it is needed, readable by its owner alone:
+    /// the names in it are not encrypted. Without it such a host makes full backups only.
+    pub fn state_directory(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state = Some(path.into());
         self
     }
 
@@ -163,7 +183,7 @@ impl RepositoryBuilder {
     /// [`ErrorKind::InvalidInput`] for no sink, sinks of one name, more copies than sinks, a chain whose order
     /// cannot work, or a budget too small for one artifact; [`ErrorKind::Unencrypted`] when encryption is required
     /// and the chain has none.
-    pub fn build(self) -> Result<Repository> {
+    pub fn build(mut self) -> Result<Repository> {
         let refuse = |why: &'static str| Err(Error::invalid("build repository", why));
         if self.sinks.is_empty() {
             return refuse("a repository needs at least one sink");
@@ -193,11 +213,16 @@ impl RepositoryBuilder {
                 .message("encryption is required and no transform encrypts; add `AesGcm`"));
         }
         let workers = Workers::shared()?;
-        let keyring = self.transforms.iter().find_map(|t| t.keyring().cloned()).or(self.keyring);
         let mut known = self.transforms.clone();
-        if let (Some(keyring), false) = (&keyring, encrypts) {
+        known.append(&mut self.readers);
+        let keyring = known.iter().find_map(|t| t.keyring().cloned()).or(self.keyring);
+        if let Some(keyring) = keyring.as_ref().filter(|_| known.iter().all(|t| t.keyring().is_none())) {
             known.push(Arc::new(AesGcm::new(keyring.clone())));
         }
+        let signatures = known
+            .iter()
+            .filter_map(|t| t.signatures())
+            .fold(None, |all, more| Some(all.unwrap_or_else(Signatures::new).and_trust(more)));
         let chain = Arc::new(Chain::new(self.transforms)?);
         let shared = shared_domains(&self.sinks);
         let repository = Inner {
@@ -211,6 +236,8 @@ impl RepositoryBuilder {
             chain,
             known,
             keyring,
+            signatures,
+            state: self.state,
             workers,
             clock: self.clock,
             patience: self.patience,

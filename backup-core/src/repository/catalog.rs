@@ -218,24 +218,27 @@ impl Catalog<'_> {
         sink: &Arc<dyn Sink>,
     ) -> Result<(Manifest, Digest, Option<BackupKey>)> {
         let bytes = self.read(sink, &dir.manifest()?, MANIFEST_LIMIT).await?;
-        let wraps = self.wraps(sink, &dir.keys()?).await?;
-        let key = match (&self.inner.keyring, wraps.is_empty()) {
-            (Some(keyring), false) => {
-                let (keyring, set) = (keyring.clone(), self.set.clone());
-                // A passphrase takes a good part of a second to turn into a key.
-                let opened = tokio::task::spawn_blocking(move || keyring.unwrap(&set, id, &wraps)).await;
-                Some(opened.map_err(|e| Error::new(ErrorKind::Internal, "open backup key").caused_by(e))??)
-            }
-            (Some(_), true) => {
-                return Err(Error::new(ErrorKind::Unencrypted, "read manifest").message(
-                    "this repository has keys, but the backup has none and its manifest is not sealed; \
-                     open it with a repository without keys if you know where it comes from",
-                ));
-            }
-            (None, _) => None,
-        };
-        let manifest = manifest::open(&bytes, key.as_ref(), &self.set, id)?;
+        let signatures = self.inner.signatures.as_ref();
+        let signed = signatures.is_some() && manifest::is_signed(&bytes);
+        let key = if signed { None } else { self.key(sink, dir, id).await? };
+        let manifest = manifest::open(&bytes, key.as_ref(), signatures, &self.set, id)?;
         Ok((manifest, Digest::of(&bytes), key))
+    }
+
+    /// The key of a backup, from the wraps of one copy; `None` in a repository without a keyring.
+    async fn key(&self, sink: &Arc<dyn Sink>, dir: &BackupDir, id: BackupId) -> Result<Option<BackupKey>> {
+        let Some(keyring) = self.inner.keyring.clone() else { return Ok(None) };
+        let wraps = self.wraps(sink, &dir.keys()?).await?;
+        if wraps.is_empty() {
+            return Err(Error::new(ErrorKind::Unencrypted, "read manifest").message(
+                "this repository has keys, but the backup has none and its manifest is not sealed; \
+                 open it with a repository without keys if you know where it comes from",
+            ));
+        }
+        let set = self.set.clone();
+        // A passphrase takes a good part of a second to turn into a key.
+        let opened = tokio::task::spawn_blocking(move || keyring.unwrap(&set, id, &wraps)).await;
+        opened.map_err(|e| Error::new(ErrorKind::Internal, "open backup key").caused_by(e))?.map(Some)
     }
 
     /// Whether an object is certainly not there.

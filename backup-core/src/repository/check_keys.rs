@@ -1,15 +1,20 @@
 //! Whether the keys at hand open what there is.
 
+use std::sync::Arc;
+
 use super::Inner;
+use super::catalog::Catalog;
+use super::contents::Contents;
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
+use crate::keys::Keyring;
 use crate::name::{BackupId, SetName, SinkId};
 
 /// What [`Repository::check_keys`](crate::Repository::check_keys) found.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct KeyReport {
-    /// One entry per set and key of the keyring.
+    /// One entry per set and key.
     pub checks: Vec<KeyCheck>,
     /// Sinks that could not be listed.
     pub unreachable: Vec<(SinkId, Error)>,
@@ -23,7 +28,8 @@ pub struct KeyCheck {
     pub set: SetName,
     /// Its newest backup; `None` when the set could not be listed.
     pub id: Option<BackupId>,
-    /// The key: its id, or `passphrase` and its place in the keyring. `no key` when there is no keyring.
+    /// The key: its id, `passphrase` and its place in the keyring, or the recipient of an age identity. `no key` when there
+    /// is none.
     pub key: String,
     /// The sinks whose copy it opens, or why it opens none.
     pub opens: Result<Vec<SinkId>>,
@@ -56,15 +62,7 @@ impl Inner {
     pub(super) async fn check_keys(&self) -> Result<KeyReport> {
         let watch = Watch::new(self.observers.clone());
         let sets = self.sets(&watch).await?;
-        // Each key alone in a repository like this one.
-        let single: Vec<(String, Inner)> = match &self.keyring {
-            Some(keyring) => keyring
-                .each()
-                .into_iter()
-                .map(|(name, ring)| (name, Inner { keyring: Some(ring), ..self.clone() }))
-                .collect(),
-            None => vec![("no key".to_owned(), self.clone())],
-        };
+        let single = self.each_key();
         let mut report = KeyReport::default();
         for set in sets.iter() {
             let newest = match self.catalog_watched(set.clone(), watch.clone()).ids().await {
@@ -87,16 +85,62 @@ impl Inner {
             };
             for (key, inner) in &single {
                 let catalog = inner.catalog_watched(set.clone(), watch.clone());
-                let opens = catalog.open(newest).await;
                 report.checks.push(KeyCheck {
                     set: set.clone(),
                     id: Some(newest),
                     key: key.clone(),
-                    opens: opens.map(|opened| opened.copies.iter().map(|s| s.id().clone()).collect()),
+                    opens: inner.opens(&catalog, newest).await,
                 });
             }
         }
         report.unreachable = sets.unreachable;
         Ok(report)
+    }
+
+    /// Each key alone in a repository like this one.
+    fn each_key(&self) -> Vec<(String, Inner)> {
+        let own: Vec<_> = self.known.iter().filter(|t| t.each_key().is_empty()).cloned().collect();
+        let of_ring = |(name, ring): (String, _)| {
+            (name, Inner { keyring: Some(ring), known: own.clone(), ..self.clone() })
+        };
+        let mut single: Vec<_> = self.keyring.iter().flat_map(Keyring::each).map(of_ring).collect();
+        for (place, transform) in self.known.iter().enumerate() {
+            for (name, alone) in transform.each_key() {
+                let mut inner = Inner { keyring: None, ..self.clone() };
+                if let Some(slot) = inner.known.get_mut(place) {
+                    *slot = Arc::from(alone);
+                }
+                single.push((name, inner));
+            }
+        }
+        if single.is_empty() {
+            single.push(("no key".to_owned(), self.clone()));
+        }
+        single
+    }
+
+    /// The sinks whose copy of a backup opens.
+    async fn opens(&self, catalog: &Catalog<'_>, id: BackupId) -> Result<Vec<SinkId>> {
+        let opened = catalog.open(id).await?;
+        let mut opens = Vec::new();
+        let mut failed = None;
+        for copy in &opened.copies {
+            // A manifest that is sealed by a key is proof of that key. A signature is none of the key to read with.
+            let read = match &opened.key {
+                None if opened.manifest.encrypted() => {
+                    let (opened, copies) = (opened.clone(), [Arc::clone(copy)]);
+                    Contents::from_copies(self, opened, &copies, &catalog.watch).await.map(drop)
+                }
+                _ => Ok(()),
+            };
+            match read {
+                Ok(()) => opens.push(copy.id().clone()),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if opens.is_empty() => Err(error),
+            _ => Ok(opens),
+        }
     }
 }

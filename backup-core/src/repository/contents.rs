@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Inner;
 use super::catalog::Opened;
+use super::state::file_bytes;
 use crate::digest::Digest;
 use crate::engine::decode::PlainReader;
 use crate::engine::encode::Scope;
@@ -109,11 +111,15 @@ impl Contents {
         let reader =
             inner.plain_reader(&opened, DETAILS, &opened.manifest.details, None, copies, watch).await?;
         let (head, _) = read_head(reader.stream(None)).await?;
-        Ok(Self {
-            head: Arc::new(head),
-            items: Arc::new(StoredItems { reader, id: opened.manifest.id }),
-            opened,
-        })
+        let items = Arc::new(StoredItems { from: Details::Stored(reader), id: opened.manifest.id });
+        Ok(Self { head: Arc::new(head), items, opened })
+    }
+
+    /// The contents of `opened`, from plain details in a file of this host.
+    pub(super) async fn kept(opened: Opened, path: PathBuf) -> Result<Self> {
+        let (head, _) = read_head(file_bytes(path.clone())).await?;
+        let items = Arc::new(StoredItems { from: Details::File(path), id: opened.manifest.id });
+        Ok(Self { head: Arc::new(head), items, opened })
     }
 
     /// The manifest.
@@ -164,14 +170,23 @@ impl fmt::Debug for Contents {
 
 /// The items of a stored backup.
 pub(super) struct StoredItems {
-    reader: PlainReader,
+    from: Details,
     id: BackupId,
+}
+
+/// Where the plain details are read.
+enum Details {
+    Stored(PlainReader),
+    File(PathBuf),
 }
 
 impl ItemList for StoredItems {
     fn stream(&self) -> BoxStream<'static, Result<Item>> {
         let id = self.id;
-        let stream = self.reader.stream(None);
+        let stream = match &self.from {
+            Details::Stored(reader) => reader.stream(None),
+            Details::File(path) => file_bytes(path.clone()),
+        };
         futures::stream::once(async move {
             let (_, rest) = read_head(stream).await?;
             Ok(lines(rest).map(move |line| {

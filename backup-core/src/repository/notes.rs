@@ -78,6 +78,12 @@ impl Notes<'_> {
                  # environment variable and set BACKUP_KEY_OPTION to `--passphrase-env NAME`.\n",
             );
         }
+        if self.needs("age") {
+            text.push_str(
+                "#\n# The data is encrypted. You need the `age` command, and the identity of one of the recipients: set\n\
+                 # BACKUP_IDENTITY to the path of its file.\n",
+            );
+        }
         self.say_where_the_rest_is(&mut text);
         text.push_str("\nset -eo pipefail\n");
         if !self.borrowed.is_empty() {
@@ -134,8 +140,13 @@ impl Notes<'_> {
     }
 
     fn encrypted(&self) -> bool {
+        self.needs("aes-256-gcm")
+    }
+
+    /// Whether this transform must be undone, for this backup or for one it refers to.
+    fn needs(&self, transform: &str) -> bool {
         let chains = self.borrowed.iter().map(|part| part.chain.as_slice());
-        chains.chain([self.chain]).flatten().any(|spec| spec.id == "aes-256-gcm")
+        chains.chain([self.chain]).flatten().any(|spec| spec.id == transform)
     }
 
     /// The commands that give what is needed of another backup's artifact.
@@ -167,6 +178,7 @@ impl Notes<'_> {
                     quote(self.set.as_str()),
                     quote(artifact)
                 ),
+                "age" => write!(line, " | age --decrypt --identity \"$BACKUP_IDENTITY\""),
                 "gzip" => write!(line, " | gzip -dc"),
                 "zstd" => write!(line, " | zstd -dc"),
                 "identity" => Ok(()),

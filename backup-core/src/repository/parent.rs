@@ -18,8 +18,9 @@ use crate::item::Item;
 use crate::layout::BackupDir;
 use crate::manifest::Manifest;
 use crate::name::BackupId;
+use crate::observer::Event;
 use crate::retention::BackupKind;
-use crate::source::{ParentReader, SourceReport};
+use crate::source::{ParentReader, SourceReport, Warning};
 
 /// The parent of an incremental, opened.
 #[derive(Debug)]
@@ -64,7 +65,11 @@ impl Inner {
         sinks: &[Numbered],
     ) -> Result<Option<Parent>> {
         let found = catalog.ids().await?.backups;
-        for id in found.keys().rev().filter(|id| **id < before).copied() {
+        // A host that cannot read its own backups builds on the one whose details it kept.
+        let readable = self.chain.can_decode();
+        let kept = if readable { None } else { self.kept_id(&catalog.set).await };
+        let usable = |id: &BackupId| *id < before && (readable || kept == Some(*id));
+        for id in found.keys().rev().filter(|id| usable(id)).copied() {
             let Ok(opened) = catalog.open(id).await else { continue };
             let manifest = &opened.manifest;
             if manifest.source.kind != kind || matches!(manifest.kind, BackupKind::Log { .. }) {
@@ -77,9 +82,18 @@ impl Inner {
             let on_all =
                 sinks.iter().all(|(_, sink)| opened.copies.iter().any(|copy| copy.id() == sink.id()));
             if on_all && manifest.references.iter().all(everywhere) {
-                return Contents::of(self, opened, &catalog.watch)
-                    .await
-                    .map(|contents| Some(Parent { contents }));
+                if readable {
+                    let contents = Contents::of(self, opened, &catalog.watch).await?;
+                    return Ok(Some(Parent { contents }));
+                }
+                return Ok(match self.kept(opened).await {
+                    Ok(contents) => Some(Parent { contents }),
+                    Err(error) => {
+                        let warning = Warning::new("state-not-usable", error.chain());
+                        catalog.watch.event(&Event::Warning(&warning));
+                        None
+                    }
+                });
             }
         }
         Ok(None)

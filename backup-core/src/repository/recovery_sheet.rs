@@ -85,6 +85,18 @@ const HOW_ENCRYPTED: &str = "\
    keys below. Key derivation: HKDF-SHA256. Passphrases: PBKDF2-HMAC-SHA256, with rounds and salt in the files of keys/.
 ";
 
+const HOW_AGE: &str = "\
+3. Objects whose names end with .age are encrypted. The `age` command (age-encryption.org) opens them:
+
+     age --decrypt --identity FILE < OBJECT > OUT
+
+   FILE holds one of the identities below. What comes out still has to be decompressed when the object is called
+   .zst.age (zstd -d) or .gz.age (gunzip). An exit status other than 0 means: do not use OUT.
+
+   The last line of manifest.json is an Ed25519 signature (RFC 8032) of all bytes before that line, by one of the
+   signing keys below. SHA256SUMS alone does not tell who wrote a backup.
+";
+
 impl Inner {
     async fn recovery_sheet(&self, secrets: bool) -> Result<RecoverySheet> {
         let watch = Watch::new(self.observers.clone());
@@ -128,7 +140,34 @@ impl Inner {
                 );
             }
         }
+        self.age_on_paper(secrets, &mut text);
         Ok(RecoverySheet(text))
+    }
+
+    /// Identities of other encryptions than our own, and who signs.
+    fn age_on_paper(&self, secrets: bool, text: &mut String) {
+        let keys: Vec<_> = self.known.iter().flat_map(|t| t.for_paper()).collect();
+        if let Some(signatures) = self.signatures.as_ref().filter(|_| !keys.is_empty()) {
+            text.push_str(HOW_AGE);
+            text.push_str("\nTHE RECIPIENTS\n\n");
+            for (name, secret) in &keys {
+                let _ = writeln!(text, "  {name}");
+                if secrets && !secret.is_empty() {
+                    text.push_str("    ");
+                    text.push_str(secret);
+                    text.push('\n');
+                }
+            }
+            if !secrets || keys.iter().any(|(_, secret)| secret.is_empty()) {
+                text.push_str(
+                    "\n  Where the identities are kept that are not on this sheet: ______________________\n",
+                );
+            }
+            text.push_str("\nTHE SIGNING KEYS THAT ARE TRUSTED\n\n");
+            for key in signatures.trusted() {
+                let _ = writeln!(text, "  {key}");
+            }
+        }
     }
 
     async fn describe(&self, set: &SetName, watch: &Watch, text: &mut String) {

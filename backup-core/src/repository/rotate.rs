@@ -152,6 +152,12 @@ impl Run<'_> {
     async fn backup(&mut self, catalog: &Catalog<'_>, id: BackupId, sinks: &[Arc<dyn Sink>]) -> Result<()> {
         let opened = catalog.open(id).await?;
         let Some(key) = &opened.key else {
+            if opened.manifest.encrypted() {
+                return Err(Error::new(ErrorKind::Unsupported, "rotate").message(
+                    "this backup is encrypted to age recipients: they are part of its objects and cannot be re-wrapped; \
+                     make a new backup for the new recipients, and remove this one when it may go",
+                ));
+            }
             return Err(Error::new(ErrorKind::Unencrypted, "rotate")
                 .message("this backup has no key: it is readable by anyone, and no rotation changes that"));
         };

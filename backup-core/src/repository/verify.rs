@@ -18,6 +18,7 @@ use crate::manifest::{IndexRef, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
 use crate::sink::Sink;
+use crate::transform::Chain;
 
 use super::catalog::{Catalog, Opened};
 
@@ -28,6 +29,7 @@ pub struct Verify<'a> {
     set: String,
     id: BackupId,
     only: Option<SinkId>,
+    stored_only: bool,
     observers: Vec<Arc<dyn Observer>>,
 }
 
@@ -86,12 +88,19 @@ impl VerifyReport {
 
 impl<'a> Verify<'a> {
     pub(super) fn new(repository: &'a Repository, set: &str, id: BackupId) -> Self {
-        Self { repository, set: set.to_owned(), id, only: None, observers: Vec::new() }
+        Self { repository, set: set.to_owned(), id, only: None, stored_only: false, observers: Vec::new() }
     }
 
     /// Verifies only the copy on this sink.
     pub fn on(mut self, sink: &SinkId) -> Self {
         self.only = Some(sink.clone());
+        self
+    }
+
+    /// Reads and hashes the stored bytes of everything, and decrypts and decodes nothing: for a host that holds no key to
+    /// read with. Damage is noticed; whether a key still opens the backup is not.
+    pub fn stored_only(mut self) -> Self {
+        self.stored_only = true;
         self
     }
 
@@ -128,8 +137,17 @@ impl<'a> Verify<'a> {
                 .message("encryption is required and this backup is readable by anyone; make a new one and remove it")
                 .with("id", self.id));
         }
-        let mut work =
-            Work { inner, catalog, opened: &opened, report: Self::empty(self.id), decoded: Vec::new() };
+        let decode = !self.stored_only;
+        if decode && !Chain::from_specs(&opened.manifest.chain, &inner.known)?.can_decode() {
+            return Err(Error::new(ErrorKind::WrongKey, "verify")
+                .message(
+                    "this host holds no key that reads the backup; verify where its identity is, or only the stored bytes \
+                     with `stored_only`",
+                )
+                .with("id", self.id));
+        }
+        let report = Self::empty(self.id);
+        let mut work = Work { inner, catalog, opened: &opened, report, decode, decoded: Vec::new() };
         for sink in &inner.sinks {
             if self.only.as_ref().is_none_or(|only| sink.id() == only) {
                 work.copy(sink).await?;
@@ -157,6 +175,8 @@ struct Work<'a> {
     catalog: &'a Catalog<'a>,
     opened: &'a Opened,
     report: VerifyReport,
+    /// Whether plain bytes are looked at.
+    decode: bool,
     /// Objects whose stored bytes were decoded and found good. The same stored digest on another sink means the
     /// same bytes, which need no second decoding.
     decoded: Vec<String>,
@@ -177,22 +197,7 @@ impl Work<'_> {
             };
             self.problem(sink, self.opened.dir.manifest()?, error);
         }
-        let copies = [Arc::clone(sink)];
-        let contents = match Contents::from_copies(
-            self.inner,
-            self.opened.clone(),
-            &copies,
-            &self.catalog.watch,
-        )
-        .await
-        {
-            Ok(contents) => Some(contents),
-            Err(error) => {
-                self.problem(sink, self.opened.dir.object(&manifest.details.object)?, error);
-                // The digests of plain bytes may still be known from another copy.
-                Contents::of(self.inner, self.opened.clone(), &self.catalog.watch).await.ok()
-            }
-        };
+        let contents = if self.decode { self.contents(sink).await? } else { None };
         for artifact in &manifest.artifacts {
             let sha256 = contents
                 .as_ref()
@@ -208,6 +213,21 @@ impl Work<'_> {
             self.report.intact.push(sink.id().clone());
         }
         Ok(())
+    }
+
+    /// The contents as this copy tells them.
+    async fn contents(&mut self, sink: &Arc<dyn Sink>) -> Result<Option<Contents>> {
+        let copies = [Arc::clone(sink)];
+        let (opened, watch) = (self.opened.clone(), &self.catalog.watch);
+        match Contents::from_copies(self.inner, opened, &copies, watch).await {
+            Ok(contents) => Ok(Some(contents)),
+            Err(error) => {
+                let details = self.opened.dir.object(&self.opened.manifest.details.object)?;
+                self.problem(sink, details, error);
+                // The digests of plain bytes may still be known from another copy.
+                Ok(Contents::of(self.inner, self.opened.clone(), &self.catalog.watch).await.ok())
+            }
+        }
     }
 
     /// Reads one encoded object: every block, the whole digest, and, once, its decoded bytes.
@@ -236,7 +256,7 @@ impl Work<'_> {
             }
         };
         self.report.stored_read += object.size;
-        if self.decoded.contains(&object.object) {
+        if !self.decode || self.decoded.contains(&object.object) {
             let mut blocks = reader.stored.spawn(std::iter::once(0..object.size).collect());
             let mut hasher = crate::digest::Hasher::new();
             let mut failed = None;

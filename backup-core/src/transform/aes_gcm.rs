@@ -4,12 +4,11 @@
 //! salt and a commitment to the key; segments of 64 KiB plain bytes, each sealed with its number and whether it is the
 //! last as nonce (the STREAM construction) and the header as associated data.
 
-mod decode;
-mod encode;
 mod header;
 
 use std::ops::Range;
 
+use super::segments::{BATCH, Decoder, Encoder, Layout};
 use super::{Codec, CodecContext, Frame, Located, Stage, Transform, TransformSpec};
 use crate::error::Result;
 use crate::keys::Keyring;
@@ -52,11 +51,11 @@ impl Transform for AesGcm {
 
     fn memory(&self, _workers: &Workers) -> usize {
         // What waits to become a segment, and one batch of segments.
-        SEGMENT as usize + encode::BATCH
+        SEGMENT as usize + BATCH
     }
 
     fn encoder(&self, cx: &CodecContext<'_>) -> Result<Box<dyn Codec>> {
-        Ok(Box::new(encode::Encoder::new(cx, SEGMENT)?))
+        Ok(Box::new(Encoder::new(header::ObjectCipher::create(cx, SEGMENT)?)))
     }
 
     fn decoder(
@@ -65,7 +64,7 @@ impl Transform for AesGcm {
         cx: &CodecContext<'_>,
         at: Option<&Located>,
     ) -> Result<Box<dyn Codec>> {
-        Ok(Box::new(decode::Decoder::new(cx, at)?))
+        Ok(Box::new(Decoder::new(header::HeaderOpener::new(cx)?, at)))
     }
 
     fn locate(
@@ -75,23 +74,11 @@ impl Transform for AesGcm {
         _frames: &[Frame],
         encoded_size: Option<u64>,
     ) -> Option<Located> {
-        let layout = Layout::of(spec)?;
-        let segments = layout.segments(encoded_size?)?;
-        let first = (plain.start / layout.segment).min(segments - 1);
-        let behind = plain.end.div_ceil(layout.segment).clamp(first + 1, segments);
-        let to_end = behind == segments;
-        let end = if to_end { encoded_size? } else { layout.start_of(behind)? };
-        Some(Located {
-            prefix: header::LEN as u64,
-            encoded: layout.start_of(first)?..end,
-            to_end,
-            plain_start: first * layout.segment,
-        })
+        layout(spec)?.locate(&plain, encoded_size?)
     }
 
     fn plain_size(&self, spec: &TransformSpec, encoded_size: u64) -> Option<u64> {
-        let segments = Layout::of(spec)?.segments(encoded_size)?;
-        encoded_size.checked_sub(header::LEN as u64)?.checked_sub(segments * header::TAG as u64)
+        layout(spec)?.plain_size(encoded_size)
     }
 
     fn keyring(&self) -> Option<&Keyring> {
@@ -100,27 +87,11 @@ impl Transform for AesGcm {
 }
 
 /// Where segments are in an object with the header this library writes.
-struct Layout {
-    /// Plain bytes in a segment; at least 1.
-    segment: u64,
-}
-
-impl Layout {
-    fn of(spec: &TransformSpec) -> Option<Self> {
-        let segment = match spec.parameters.get("segment") {
-            None => u64::from(SEGMENT),
-            Some(number) => number.as_u64()?,
-        };
-        (1..=header::MAX_SEGMENT as u64).contains(&segment).then_some(Self { segment })
-    }
-
-    /// How many segments an object of `size` bytes has: at least one, which holds at least a tag.
-    fn segments(&self, size: u64) -> Option<u64> {
-        let body = size.checked_sub(header::LEN as u64)?;
-        (body >= header::TAG as u64).then(|| body.div_ceil(self.segment + header::TAG as u64))
-    }
-
-    fn start_of(&self, segment: u64) -> Option<u64> {
-        segment.checked_mul(self.segment + header::TAG as u64)?.checked_add(header::LEN as u64)
-    }
+fn layout(spec: &TransformSpec) -> Option<Layout> {
+    let segment = match spec.parameters.get("segment") {
+        None => u64::from(SEGMENT),
+        Some(number) => number.as_u64()?,
+    };
+    let known = (1..=header::MAX_SEGMENT as u64).contains(&segment);
+    known.then_some(Layout { header: header::LEN as u64, segment })
 }

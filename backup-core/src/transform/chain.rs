@@ -10,7 +10,7 @@ pub use run::{ChainDecoder, ChainEncoder};
 
 use super::{AesGcm, CodecContext, Frame, Gzip, Identity, Located, Stage, Transform, TransformSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::Keyring;
+use crate::keys::{Keyring, Signatures};
 use crate::workers::Workers;
 
 /// The transforms of a repository or of a stored artifact, in the order plain bytes pass them when written.
@@ -125,6 +125,16 @@ impl Chain {
         self.layers.iter().find_map(|l| l.transform.keyring())
     }
 
+    /// Whose signatures seal manifests, where its encryption has no keyring.
+    pub fn signatures(&self) -> Option<&Signatures> {
+        self.layers.iter().find_map(|l| l.transform.signatures())
+    }
+
+    /// Whether what it encodes can be decoded with what it holds.
+    pub fn can_decode(&self) -> bool {
+        self.layers.iter().all(|l| l.transform.can_decode())
+    }
+
     /// Only the encryption of this chain, for small objects that gain nothing from compression.
     pub fn encryption_only(&self) -> Self {
         let encrypts = |l: &&Layer| l.transform.stage() == Stage::Encrypt;
@@ -214,12 +224,20 @@ fn built_in(id: &str) -> Option<Arc<dyn Transform>> {
 }
 
 fn unknown(spec: &TransformSpec) -> Error {
-    let error = if spec.id == AesGcm::ID {
-        Error::new(ErrorKind::WrongKey, "open transform chain")
-            .message("the backup is encrypted; configure the encryption with a keyring to read it")
-    } else {
-        Error::new(ErrorKind::Unsupported, "open transform chain")
-            .message("the backup was written with a transform that is neither configured nor built in")
+    let refuse = |kind, why: &'static str| Error::new(kind, "open transform chain").message(why);
+    let error = match spec.id.as_ref() {
+        AesGcm::ID => refuse(
+            ErrorKind::WrongKey,
+            "the backup is encrypted; configure the encryption with a keyring to read it",
+        ),
+        "age" => refuse(
+            ErrorKind::WrongKey,
+            "the backup is encrypted to age recipients; give the repository an `Age` with an identity (feature `age`)",
+        ),
+        _ => refuse(
+            ErrorKind::Unsupported,
+            "the backup was written with a transform that is neither configured nor built in",
+        ),
     };
     error.with("transform", &spec.id)
 }

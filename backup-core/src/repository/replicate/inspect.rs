@@ -177,7 +177,8 @@ async fn manifest_standing(catalog: &Catalog<'_>, opened: &Opened, sink: &Arc<dy
              remove the other by hand",
         )
     };
-    match manifest::open(&bytes, opened.key.as_ref(), &catalog.set, opened.manifest.id) {
+    let signatures = catalog.inner.signatures.as_ref();
+    match manifest::open(&bytes, opened.key.as_ref(), signatures, &catalog.set, opened.manifest.id) {
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Standing::Damaged),
         Err(error) => Err(refuse(Error::new(error.kind(), "replicate")).caused_by(error)),
         Ok(_) => Err(refuse(Error::new(ErrorKind::AlreadyExists, "replicate"))),

@@ -5,8 +5,11 @@ use zeroize::Zeroizing;
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::{equal_in_constant_time, length_prefixed};
+use crate::keys::{BackupKey, equal_in_constant_time, length_prefixed};
+use crate::name::{BackupId, SetName};
 use crate::transform::CodecContext;
+use crate::transform::segments::{Opener, SegmentCipher, TAG};
+use crate::workers::Workers;
 
 /// First bytes of every encrypted object; the last of them is the version of the format.
 pub(super) const MAGIC: [u8; 8] = *b"BKUPENC\x01";
@@ -18,9 +21,6 @@ const _: () = assert!(LEN == LEN_FIELD as usize);
 pub(super) const MAX_LEN: usize = 64 << 10;
 /// Most plain bytes in a segment that are accepted.
 pub(super) const MAX_SEGMENT: usize = 4 << 20;
-/// Length of a GCM tag.
-pub(super) const TAG: usize = 16;
-
 /// Magic, header length, segment size, salt, commitment.
 const FIXED: usize = 8 + 4 + 4 + 32 + 32;
 /// The first bytes of the SHA-256 of all before them. They tell damage from a wrong key and protect nothing.
@@ -32,9 +32,9 @@ const LABEL: &[u8] = b"backup object aes-256-gcm v1";
 pub(super) struct ObjectCipher {
     key: LessSafeKey,
     /// The whole header: associated data of every segment.
-    pub(super) header: Vec<u8>,
+    header: Vec<u8>,
     /// Plain bytes in a segment.
-    pub(super) segment: usize,
+    segment: usize,
 }
 
 impl ObjectCipher {
@@ -54,8 +54,7 @@ impl ObjectCipher {
     }
 
     /// Reads a header from the beginning of `bytes` and compares the key; `None` when more bytes are needed.
-    /// Gives the length of the header, too.
-    pub(super) fn open(cx: &CodecContext<'_>, bytes: &[u8]) -> Result<Option<Self>> {
+    fn open(cx: &CodecContext<'_>, bytes: &[u8]) -> Result<Option<Self>> {
         if bytes.iter().zip(MAGIC).any(|(a, b)| *a != b) {
             if bytes.starts_with(&MAGIC[..7]) {
                 return Err(Error::new(ErrorKind::Unsupported, "decrypt")
@@ -90,9 +89,18 @@ impl ObjectCipher {
         }
         Ok(Some(Self { key, header: bytes[..len].to_vec(), segment }))
     }
+}
 
-    /// Encrypts `plain` in place and returns the tag.
-    pub(super) fn seal(&self, number: u64, last: bool, plain: &mut [u8]) -> Result<[u8; TAG]> {
+impl SegmentCipher for ObjectCipher {
+    fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    fn segment(&self) -> usize {
+        self.segment
+    }
+
+    fn seal(&self, number: u64, last: bool, plain: &mut [u8]) -> Result<[u8; TAG]> {
         let aad = ring::aead::Aad::from(self.header.as_slice());
         let tag = self
             .key
@@ -103,10 +111,52 @@ impl ObjectCipher {
         Ok(bytes)
     }
 
-    /// Decrypts a segment, tag included, in place. `false`: it is not what was written there.
-    pub(super) fn unseal(&self, number: u64, last: bool, sealed: &mut [u8]) -> Result<bool> {
+    fn unseal(&self, number: u64, last: bool, sealed: &mut [u8]) -> Result<bool> {
         let aad = ring::aead::Aad::from(self.header.as_slice());
         Ok(self.key.open_in_place(nonce(number, last)?, aad, sealed).is_ok())
+    }
+}
+
+/// What opening a header needs, kept until the header is complete.
+pub(super) struct HeaderOpener {
+    set: SetName,
+    id: BackupId,
+    artifact: String,
+    key: BackupKey,
+    workers: Workers,
+}
+
+impl HeaderOpener {
+    pub(super) fn new(cx: &CodecContext<'_>) -> Result<Self> {
+        Ok(Self {
+            set: cx.set.clone(),
+            id: cx.id,
+            artifact: cx.artifact.to_owned(),
+            key: cx.require_key()?.clone(),
+            workers: cx.workers.clone(),
+        })
+    }
+
+    fn context(&self) -> CodecContext<'_> {
+        CodecContext {
+            set: &self.set,
+            id: self.id,
+            artifact: &self.artifact,
+            key: Some(&self.key),
+            workers: &self.workers,
+        }
+    }
+}
+
+impl Opener for HeaderOpener {
+    type Cipher = ObjectCipher;
+
+    fn open(&self, bytes: &[u8]) -> Result<Option<ObjectCipher>> {
+        ObjectCipher::open(&self.context(), bytes)
+    }
+
+    fn corrupt(&self, why: &'static str) -> Error {
+        corrupt(&self.context(), why)
     }
 }
 
@@ -136,6 +186,6 @@ fn derive(cx: &CodecContext<'_>, salt: &[u8; 32]) -> Result<(LessSafeKey, Zeroiz
     Ok((LessSafeKey::new(key), committed))
 }
 
-pub(super) fn corrupt(cx: &CodecContext<'_>, why: &'static str) -> Error {
+fn corrupt(cx: &CodecContext<'_>, why: &'static str) -> Error {
     Error::corrupt("decrypt", why).with("artifact", cx.artifact)
 }

@@ -2,63 +2,33 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::header::{ObjectCipher, TAG, corrupt};
-use crate::error::{Error, ErrorKind, Result};
-use crate::keys::BackupKey;
-use crate::name::{BackupId, SetName};
-use crate::transform::{Codec, CodecContext, Emit, Located};
-use crate::workers::Workers;
+use super::{Opener, SegmentCipher as _, TAG};
+use crate::error::{Error, Result};
+use crate::transform::{Codec, Emit, Located};
 
 /// Decrypts one object, or a run of its segments.
-pub(super) struct Decoder {
-    cx: OwnedContext,
-    cipher: Option<ObjectCipher>,
+pub(in crate::transform) struct Decoder<O: Opener> {
+    opener: O,
+    cipher: Option<O::Cipher>,
     buffer: BytesMut,
-    /// Where to begin: encoded offset, and whether the run reaches the end of the object.
+    /// Where to begin: length of the header, encoded offset, and whether the run reaches the end of the object.
     at: Option<(u64, u64, bool)>,
     number: u64,
 }
 
-/// What opening the header needs, kept until the header is complete.
-struct OwnedContext {
-    set: SetName,
-    id: BackupId,
-    artifact: String,
-    key: BackupKey,
-    workers: Workers,
-}
-
-impl OwnedContext {
-    fn borrow(&self) -> CodecContext<'_> {
-        CodecContext {
-            set: &self.set,
-            id: self.id,
-            artifact: &self.artifact,
-            key: Some(&self.key),
-            workers: &self.workers,
-        }
-    }
-}
-
-impl Decoder {
-    pub(super) fn new(cx: &CodecContext<'_>, at: Option<&Located>) -> Result<Self> {
-        Ok(Self {
-            cx: OwnedContext {
-                set: cx.set.clone(),
-                id: cx.id,
-                artifact: cx.artifact.to_owned(),
-                key: cx.require_key()?.clone(),
-                workers: cx.workers.clone(),
-            },
+impl<O: Opener> Decoder<O> {
+    pub(in crate::transform) fn new(opener: O, at: Option<&Located>) -> Self {
+        Self {
+            opener,
             cipher: None,
             buffer: BytesMut::new(),
             at: at.filter(|at| at.encoded.start > 0).map(|at| (at.prefix, at.encoded.start, at.to_end)),
             number: 0,
-        })
+        }
     }
 
     fn corrupt(&self, why: &'static str) -> Error {
-        corrupt(&self.cx.borrow(), why).with("segment", self.number)
+        self.opener.corrupt(why).with("segment", self.number)
     }
 
     /// Reads the header. `false`: more bytes are needed.
@@ -66,17 +36,15 @@ impl Decoder {
         if self.cipher.is_some() {
             return Ok(true);
         }
-        let Some(cipher) = ObjectCipher::open(&self.cx.borrow(), &self.buffer)? else { return Ok(false) };
-        let header = cipher.header.len() as u64;
-        self.buffer.advance(cipher.header.len());
+        let Some(cipher) = self.opener.open(&self.buffer)? else { return Ok(false) };
+        let header = cipher.header().len() as u64;
+        self.buffer.advance(cipher.header().len());
         if let Some((prefix, start, _)) = self.at {
-            let sealed = (cipher.segment + TAG) as u64;
+            let sealed = (cipher.segment() + TAG) as u64;
             let body = start.checked_sub(header).filter(|body| prefix == header && body % sealed == 0);
-            self.number = body.map(|body| body / sealed).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, "decrypt")
-                    .message("the header has other sizes than the manifest says")
-                    .with("artifact", &self.cx.artifact)
-            })?;
+            self.number = body
+                .map(|body| body / sealed)
+                .ok_or_else(|| self.opener.corrupt("the header has other sizes than the manifest says"))?;
         }
         self.cipher = Some(cipher);
         Ok(true)
@@ -101,14 +69,14 @@ impl Decoder {
     }
 }
 
-impl Codec for Decoder {
+impl<O: Opener> Codec for Decoder<O> {
     fn push(&mut self, input: Bytes, out: &mut dyn Emit) -> Result<()> {
         self.buffer.extend_from_slice(&input);
         drop(input);
         if !self.open()? {
             return Ok(());
         }
-        let Some(sealed) = self.cipher.as_ref().map(|c| c.segment + TAG) else { return Ok(()) };
+        let Some(sealed) = self.cipher.as_ref().map(|c| c.segment() + TAG) else { return Ok(()) };
         // A full segment is the last one when nothing follows it.
         while self.buffer.len() > sealed {
             let segment = self.buffer.split_to(sealed);
@@ -118,7 +86,7 @@ impl Codec for Decoder {
     }
 
     fn finish(mut self: Box<Self>, out: &mut dyn Emit) -> Result<()> {
-        let Some(sealed) = self.cipher.as_ref().map(|c| c.segment + TAG) else {
+        let Some(sealed) = self.cipher.as_ref().map(|c| c.segment() + TAG) else {
             return Err(self.corrupt("the object ends inside its header: it was cut off"));
         };
         let to_end = self.at.is_none_or(|(_, _, to_end)| to_end);

@@ -2,30 +2,25 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::header::{ObjectCipher, TAG};
+use super::{SegmentCipher, TAG};
 use crate::error::Result;
-use crate::transform::{Codec, CodecContext, Emit};
+use crate::transform::{Codec, Emit};
 
 /// Segments are sealed and passed on in batches of about this many bytes.
-pub(super) const BATCH: usize = 1 << 20;
+pub(in crate::transform) const BATCH: usize = 1 << 20;
 
 /// Encrypts one object.
-pub(super) struct Encoder {
-    cipher: ObjectCipher,
+pub(in crate::transform) struct Encoder<C> {
+    cipher: C,
     /// Plain bytes of the segment being filled. A full one is kept until more follows: it may be the last.
     filling: BytesMut,
     number: u64,
     begun: bool,
 }
 
-impl Encoder {
-    pub(super) fn new(cx: &CodecContext<'_>, segment: u32) -> Result<Self> {
-        Ok(Self {
-            cipher: ObjectCipher::create(cx, segment)?,
-            filling: BytesMut::new(),
-            number: 0,
-            begun: false,
-        })
+impl<C: SegmentCipher> Encoder<C> {
+    pub(in crate::transform) fn new(cipher: C) -> Self {
+        Self { cipher, filling: BytesMut::new(), number: 0, begun: false }
     }
 
     fn begin(&mut self, out: &mut dyn Emit) -> Result<()> {
@@ -33,7 +28,7 @@ impl Encoder {
             return Ok(());
         }
         self.begun = true;
-        out.data(Bytes::copy_from_slice(&self.cipher.header))
+        out.data(Bytes::copy_from_slice(self.cipher.header()))
     }
 
     /// Appends a segment made of `head` and `tail` to `batch`.
@@ -48,10 +43,10 @@ impl Encoder {
     }
 }
 
-impl Codec for Encoder {
+impl<C: SegmentCipher> Codec for Encoder<C> {
     fn push(&mut self, mut input: Bytes, out: &mut dyn Emit) -> Result<()> {
         self.begin(out)?;
-        let segment = self.cipher.segment;
+        let segment = self.cipher.segment();
         // How many segments certainly have something behind them.
         let mut whole = (self.filling.len() + input.len()).saturating_sub(1) / segment;
         while whole > 0 {
