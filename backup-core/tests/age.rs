@@ -375,6 +375,35 @@ async fn a_manifest_that_is_moved_replayed_stripped_or_signed_by_another_is_refu
     assert_eq!(blind.verify(SET, id).await.unwrap_err().kind(), ErrorKind::WrongKey);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn openssl_checks_a_seal_by_hand() {
+    if !tools::available("tools", "openssl", &["version"], "openssl_checks_a_seal_by_hand") {
+        return;
+    }
+    let [pair, _] = pairs();
+    let sink = MemorySink::named("a");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let openssl = |args: &[&str]| tools::filter(Command::new("openssl").args(args), b"");
+    openssl(&["genpkey", "-algorithm", "ed25519", "-out", &at("key")]);
+    openssl(&["pkey", "-in", &at("key"), "-pubout", "-out", &at("pub")]);
+    let key = SigningKey::from_file(at("key")).unwrap();
+    assert_eq!(key.verifying_key(), VerifyingKey::from_file(at("pub")).unwrap());
+    let age = Age::builder().recipient(&pair.recipient).sign_with(key).build().unwrap();
+    let repo = repository(std::slice::from_ref(&sink), age);
+    let id = repo.backup(SET, &MemorySource::new().artifact("a", "hello")).await.unwrap().id;
+    let bytes = sink.get(&Key::parse(format!("{SET}/{id}/manifest.json")).unwrap()).unwrap();
+    let text = std::str::from_utf8(&bytes).unwrap().trim_end();
+    let (document, line) = text.rsplit_once('\n').unwrap();
+    let value = line.rsplit_once("\"value\":\"").unwrap().1.trim_end_matches("\"}");
+    let signature: Vec<u8> =
+        (0..64).map(|n| u8::from_str_radix(&value[2 * n..2 * n + 2], 16).unwrap()).collect();
+    std::fs::write(at("signature"), signature).unwrap();
+    std::fs::write(at("document"), format!("{document}\n")).unwrap();
+    let verify = ["pkeyutl", "-verify", "-pubin", "-inkey", &at("pub"), "-rawin", "-in", &at("document")];
+    openssl(&[&verify[..], &["-sigfile", &at("signature")]].concat());
+}
+
 /// From keys of our own to age and back: what was written before is read with what is given beside.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_reads_what_it_wrote_with_another_encryption() {
