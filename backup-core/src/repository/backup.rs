@@ -665,13 +665,7 @@ async fn commit(
     manifest.finished = manifest.started + TimeDelta::from_std(watch.elapsed()).unwrap_or_default();
     manifest.good_copies = u32::try_from(alive.len()).unwrap_or(u32::MAX);
     let written = async {
-        let signing = inner.chain.signatures().and_then(Signatures::signing_key);
-        let sealer = match (&key, signing) {
-            (Some(key), _) => Sealer::Key(key),
-            (None, Some(signing)) => Sealer::Signature(signing),
-            (None, None) => Sealer::Nothing,
-        };
-        let bytes = seal(&manifest, sealer)?;
+        let bytes = seal(&manifest, inner.sealer(key.as_ref()))?;
         if bytes.len() as u64 > CREATE_NEW_LIMIT {
             return Err(Error::new(ErrorKind::LimitExceeded, "write manifest")
                 .message("the backup has too many artifacts for one manifest; make its artifacts larger"));
@@ -756,6 +750,17 @@ async fn commit(
         elapsed: watch.elapsed(),
         set: manifest.set,
     })
+}
+
+impl Inner {
+    /// What seals a new manifest.
+    fn sealer<'a>(&'a self, key: Option<&'a BackupKey>) -> Sealer<'a> {
+        match (key, self.chain.signatures().and_then(Signatures::signing_key)) {
+            (Some(key), _) => Sealer::Key(key),
+            (None, Some(signing)) => Sealer::Signature(signing),
+            (None, None) => Sealer::Nothing,
+        }
+    }
 }
 
 /// Keeps what the next incremental needs on this host.

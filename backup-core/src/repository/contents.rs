@@ -111,7 +111,7 @@ impl Contents {
         let reader =
             inner.plain_reader(&opened, DETAILS, &opened.manifest.details, None, copies, watch).await?;
         let (head, _) = read_head(reader.stream(None)).await?;
-        let items = Arc::new(StoredItems { from: Details::Stored(reader), id: opened.manifest.id });
+        let items = Arc::new(StoredItems { from: Details::Stored(Box::new(reader)), id: opened.manifest.id });
         Ok(Self { head: Arc::new(head), items, opened })
     }
 
@@ -176,7 +176,7 @@ pub(super) struct StoredItems {
 
 /// Where the plain details are read.
 enum Details {
-    Stored(PlainReader),
+    Stored(Box<PlainReader>),
     File(PathBuf),
 }
 

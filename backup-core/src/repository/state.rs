@@ -154,7 +154,7 @@ impl Kept {
         };
         let json = serde_json::to_vec_pretty(&state)
             .map_err(|e| Error::new(ErrorKind::Internal, "keep state").caused_by(e))?;
-        let temporary = self.directory.join(format!("state-{}.tmp", self.id));
+        let temporary = self.directory.join(format!("new-state-{}", self.id));
         let placed = create(&temporary).and_then(|mut file| {
             file.write_all(&json).and_then(|()| file.sync_all()).map_err(io)?;
             fs::rename(&temporary, self.directory.join(STATE)).map_err(io)
@@ -194,8 +194,8 @@ fn clear(directory: &Path, kept: &Path) {
     let mine = kept.file_name().unwrap_or_default();
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let other =
-            name != mine && name.to_str().is_some_and(|n| n.starts_with("items-") || n.ends_with(".tmp"));
+        let other = name != mine
+            && name.to_str().is_some_and(|n| n.starts_with("items-") || n.starts_with("new-state-"));
         // Ids sort by time: a younger list belongs to a run at work.
         let older = name.as_os_str() < mine;
         let stale = entry
