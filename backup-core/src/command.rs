@@ -9,7 +9,7 @@
 //! end with the broken pipe.
 
 mod failure;
-mod running;
+pub(crate) mod running;
 mod source;
 mod target;
 
@@ -104,7 +104,7 @@ impl CommandLine {
     }
 
     /// Why the program cannot be started, as far as it can be told without starting it.
-    fn obstacle(&self) -> Option<String> {
+    pub(crate) fn obstacle(&self) -> Option<String> {
         if let Some(dir) = self.current_dir.as_ref().filter(|dir| !dir.is_dir()) {
             return Some(format!("its working directory {} does not exist", dir.display()));
         }

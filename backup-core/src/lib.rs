@@ -52,6 +52,8 @@ pub use repository::{
     RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
     Rotated, SetList, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
+#[cfg(feature = "import")]
+pub use repository::{Import, ImportFailure, ImportReport, Imported};
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
     LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Slot, Standing, countable,

@@ -10,6 +10,8 @@ mod commit;
 mod contents;
 mod export;
 mod guard;
+#[cfg(feature = "import")]
+mod import;
 mod notes;
 mod parent;
 mod pin;
@@ -35,6 +37,8 @@ pub use catalog::{BackupList, Unreadable};
 pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
+#[cfg(feature = "import")]
+pub use import::{Import, ImportFailure, ImportReport, Imported};
 pub use prune::{
     Archived, DeletedBackup, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared,
 };
@@ -189,6 +193,33 @@ impl Repository {
     /// Restores a backup of `set`: choose which, then into what.
     pub fn restore<'a>(&'a self, set: &str) -> RestoreBuilder<'a> {
         RestoreBuilder::new(self, set)
+    }
+
+    /// Imports the old backups in a folder as backups of `set`, with the times they were made at: plain files, and those
+    /// of `gzip`, `tar -z`, `openssl enc -aes-256-cbc -pbkdf2` and `gpg`, told apart by the extensions of their names.
+    /// What they hold is stored decoded and decrypted, through the chain of this repository. A file that is cut off,
+    /// damaged or opened with a wrong password becomes no backup; of plain files and of those that only `openssl`
+    /// protects, no more than their beginning tells.
+    ///
+    /// ```
+    /// # async fn example() -> backup_core::Result<()> {
+    /// # let folder = std::env::temp_dir().join(format!("import-example-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder).map_err(|e| backup_core::Error::io("example", e))?;
+    /// # std::fs::write(folder.join("app_20241224_0200.sql"), "SELECT 1;").map_err(|e| backup_core::Error::io("example", e))?;
+    /// use backup_core::{MemorySink, Repository, Tz};
+    ///
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// let old = || repo.import("app/postgres", &folder).pattern("app_%Y%m%d_%H%M.sql*").time_zone(Tz::Europe__Berlin);
+    /// let report = old().openssl("the password of the .enc files").await?;
+    /// assert!(report.imported[0].id.to_string().starts_with("20241224T010000Z"));
+    /// assert!(old().await?.imported.is_empty()); // nothing twice
+    /// # std::fs::remove_dir_all(&folder).map_err(|e| backup_core::Error::io("example", e))?;
+    /// # Ok(()) }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+    /// ```
+    #[cfg(feature = "import")]
+    pub fn import<'a>(&'a self, set: &str, folder: impl Into<PathBuf>) -> Import<'a> {
+        Import::new(self, set, folder.into())
     }
 
     /// Plans which backups of `set` go by `policy`, and then deletes them.

@@ -15,7 +15,7 @@ use super::{ARTIFACT_VARIABLE, CommandLine};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Room in the pipes and size of reads, in bytes. The kernel's own 64 KiB cost four times the task switches.
-pub(super) const PIPE: usize = 256 * 1024;
+pub(crate) const PIPE: usize = 256 * 1024;
 /// How much of the standard error is kept.
 const TAIL: usize = 64 * 1024;
 /// How long to wait for the end of the standard error once the program has ended: a background process
@@ -24,17 +24,20 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Which streams of a program are connected.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Connect {
+pub(crate) enum Connect {
     /// Its standard output is read; its standard input is empty.
     Output,
     /// Its standard input is fed; its standard output goes nowhere.
     Input,
+    /// Both.
+    #[cfg(feature = "import")]
+    Both,
     /// Neither.
     Nothing,
 }
 
 /// A started program. Dropping it kills its process group.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     name: String,
     kind: ErrorKind,
@@ -50,14 +53,18 @@ struct Tail {
 
 impl Running {
     /// Starts `line`; errors about it will be of `kind`.
-    pub(super) fn start(
+    pub(crate) fn start(
         line: &CommandLine,
         artifact: &str,
         connect: Connect,
         kind: ErrorKind,
     ) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
-        let piped = |wanted| if connect == wanted { Stdio::piped() } else { Stdio::null() };
+        #[cfg(feature = "import")]
+        let both = connect == Connect::Both;
+        #[cfg(not(feature = "import"))]
+        let both = false;
+        let piped = |wanted| if both || connect == wanted { Stdio::piped() } else { Stdio::null() };
         let mut command = line.to_std();
         command.env(ARTIFACT_VARIABLE, artifact).process_group(0);
         command.stdin(piped(Connect::Input)).stdout(piped(Connect::Output)).stderr(Stdio::piped());
@@ -73,14 +80,14 @@ impl Running {
         Ok(Self { child, name: line.name(), kind, tail, stderr })
     }
 
-    pub(super) fn take_stdout(&mut self) -> Result<ChildStdout> {
+    pub(crate) fn take_stdout(&mut self) -> Result<ChildStdout> {
         let stdout = self.child.stdout.take().ok_or_else(|| self.not_connected())?;
         // Only a matter of speed; a user's pipe quota may forbid it.
         let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE);
         Ok(stdout)
     }
 
-    pub(super) fn take_stdin(&mut self) -> Result<ChildStdin> {
+    pub(crate) fn take_stdin(&mut self) -> Result<ChildStdin> {
         let stdin = self.child.stdin.take().ok_or_else(|| self.not_connected())?;
         let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE);
         Ok(stdin)
@@ -93,7 +100,7 @@ impl Running {
     }
 
     /// Waits until the program has ended, and for the rest of its standard error.
-    pub(super) async fn wait(&mut self) -> Result<ExitStatus> {
+    pub(crate) async fn wait(&mut self) -> Result<ExitStatus> {
         let status = self
             .child
             .wait()
@@ -104,7 +111,7 @@ impl Running {
     }
 
     /// Kills the process group and waits until the program is gone.
-    pub(super) async fn stop(mut self) -> Option<ExitStatus> {
+    pub(crate) async fn stop(mut self) -> Option<ExitStatus> {
         self.kill();
         self.child.wait().await.ok()
     }
@@ -119,7 +126,7 @@ impl Running {
     }
 
     /// The error of a program that ended with `status`, or that is about to be stopped.
-    pub(super) fn failure(
+    pub(crate) fn failure(
         &self,
         operation: &'static str,
         message: &'static str,
@@ -131,7 +138,7 @@ impl Running {
     }
 
     /// The end of the standard error so far, and how much there was of it.
-    pub(super) fn said(&self) -> (Vec<u8>, u64) {
+    pub(crate) fn said(&self) -> (Vec<u8>, u64) {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         (tail.bytes.iter().copied().collect(), tail.total)
     }

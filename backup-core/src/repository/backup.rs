@@ -174,6 +174,13 @@ impl<'a> Backup<'a> {
         self
     }
 
+    /// Watches this run with an observer that watches others, too.
+    #[cfg(feature = "import")]
+    pub(super) fn shared_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
     /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes.
     pub fn run_until(mut self, shutdown: impl Future<Output = ()> + Send + 'a) -> Self {
         self.shutdown = Some(Box::pin(shutdown));

@@ -171,7 +171,7 @@ fn pull(links: &mut [DecodeLink], last: &mut Trim, input: Bytes, out: &mut dyn E
 }
 
 impl ChainDecoder {
-    pub(super) fn whole(codecs: Vec<Box<dyn Codec>>, plain_size: Option<u64>) -> Self {
+    pub(crate) fn whole(codecs: Vec<Box<dyn Codec>>, plain_size: Option<u64>) -> Self {
         let links = codecs.into_iter().rev().map(|codec| DecodeLink { codec, trim: Trim::none() });
         Self { links: links.collect(), trim: Trim { skip: 0, left: plain_size, whole: true } }
     }
