@@ -34,16 +34,16 @@ const WORDS: [&str; 48] = [
     "manifest", "segment", "archive", "light", "river", "winter", "garden", "window",
 ];
 
-/// Writes about `bytes` bytes below `root`: 20,000 small text files and four logs that together make four fifths,
+/// Writes about `bytes` bytes below `root`: `files` small text files and four logs that together make four fifths,
 /// and 200 incompressible files the rest.
 ///
 /// # Errors
 ///
 /// Those of the file system.
-pub fn make(root: &Path, bytes: u64) -> io::Result<()> {
+pub fn make(root: &Path, bytes: u64, files: u64) -> io::Result<()> {
     let mut random = Random::new(20_261_120);
-    let small = bytes * 2 / 5 / 20_000;
-    for n in 0..20_000_u64 {
+    let small = bytes * 2 / 5 / files.max(1);
+    for n in 0..files {
         let directory = root.join(format!("books/{:03}", n / 100));
         if n % 100 == 0 {
             fs::create_dir_all(&directory)?;

@@ -24,8 +24,8 @@ pub(crate) fn run(options: &Options) -> Fallible<Vec<Pair>> {
     let place = tempfile::tempdir()?;
     let tree = place.path().join("tree");
     fs::create_dir(&tree)?;
-    println!("making a tree of {} MiB", options.size);
-    tree::make(&tree, options.size << 20)?;
+    println!("making a tree of {} MiB in {} files", options.size, options.files);
+    tree::make(&tree, options.size << 20, options.files)?;
     fs::write(place.path().join("password"), "a password of some length\n")?;
     let key = place.path().join("key");
     fs::write(&key, [7; 32])?;
@@ -157,13 +157,13 @@ fn size_below(root: &Path) -> Fallible<u64> {
     Ok(size)
 }
 
-/// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`, or `--worker tree <directory> <MiB>` to
-/// make only the tree, for profiling one side by hand.
+/// `--worker <backup|restore> <chain> <key> <repository> <tree> <restored>`, or `--worker tree <directory> <MiB> <files>`
+/// to make only the tree, for profiling one side by hand.
 pub(crate) fn worker(words: &[String]) -> Fallible<()> {
-    if let [verb, directory, size] = words
+    if let [verb, directory, size, files] = words
         && verb == "tree"
     {
-        return Ok(tree::make(Path::new(directory), size.parse::<u64>()? << 20)?);
+        return Ok(tree::make(Path::new(directory), size.parse::<u64>()? << 20, files.parse()?)?);
     }
     let [verb, chain, key, repository, tree, back] = words else {
         return Err("a worker takes six words".into());
