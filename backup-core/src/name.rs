@@ -14,7 +14,7 @@ const RESERVED: [&str; 6] = ["keyring", "leases", "slots", "audit", "drills", "r
 
 /// What is backed up again and again under one name: `bookreader/postgres`.
 ///
-/// One or more segments joined by `/`. A segment cannot look like a backup id, be `log`, or, at the first
+/// One or more segments joined by `/`, without control characters. A segment cannot look like a backup id, be `log`, or, at the first
 /// place, be one of the repository's own directories.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -28,6 +28,10 @@ impl SetName {
             |why: &'static str| Err(Error::invalid("name a set", why).with("set", text.escape_debug()));
         if text.is_empty() {
             return refuse("a set needs a name, for example `bookreader/postgres`");
+        }
+        if text.starts_with('-') || text.contains(char::is_control) {
+            // It is written into commands that a person runs.
+            return refuse("a set name does not begin with `-` and has no control characters");
         }
         for (i, segment) in text.split('/').enumerate() {
             if segment.is_empty() || segment == "." || segment == ".." {
@@ -204,7 +208,18 @@ mod tests {
 
     #[test]
     fn a_set_cannot_be_mistaken_for_something_else() {
-        for bad in ["", "/a", "a/", "a//b", "a/..", "keyring/x", "a/log", "a/20261120T020000Z-ffffff"] {
+        for bad in [
+            "",
+            "-a",
+            "a\ntouch b",
+            "/a",
+            "a/",
+            "a//b",
+            "a/..",
+            "keyring/x",
+            "a/log",
+            "a/20261120T020000Z-ffffff",
+        ] {
             assert!(SetName::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(SetName::parse("Bücher/pg").unwrap().key().unwrap().as_str(), "B%C3%BCcher/pg");

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use backup_core::{
     ArtifactFormat, ArtifactMeta, ArtifactReader, Atomicity, CommandFailure, CommandLine, CommandSource,
-    CommandTarget, Error, ErrorKind, MemorySource, Outcome, RestoreTarget as _, SnapshotRequest, Source as _,
-    WHOLE_BYTES, whole_proof,
+    CommandTarget, Error, ErrorKind, MemorySink, MemorySource, MemoryTarget, Outcome, Repository,
+    RestoreTarget as _, SnapshotRequest, Source as _, WHOLE_BYTES, whole_proof,
 };
 use backup_testkit::{SourceSuite, TargetSuite, capture, noise, skip};
 use futures::StreamExt as _;
@@ -80,6 +80,7 @@ async fn a_git_bundle_is_a_source() {
     // Back through a target that writes it to a file, which git itself then verifies.
     let bundle = dir.path().join("back.bundle");
     let target = CommandTarget::new(sh("cat > \"$OUT\"").env("OUT", &bundle))
+        .empty_when(CommandLine::from(["test", "!", "-e"]).arg(&bundle))
         .prove_with(CommandLine::new("cat").arg(&bundle));
     let restore = target.begin(&taken.plan(false)).await.unwrap();
     restore.artifact(taken.readers().remove(0)).await.unwrap();
@@ -197,7 +198,7 @@ fn reader(bytes: bytes::Bytes) -> ArtifactReader {
 }
 
 async fn feed(line: CommandLine, bytes: bytes::Bytes) -> backup_core::Result<()> {
-    let plan = capture(&MemorySource::new().artifact("data", bytes.clone())).await?.plan(false);
+    let plan = capture(&MemorySource::new().artifact("data", bytes.clone())).await?.plan(true);
     CommandTarget::new(line).begin(&plan).await?.artifact(reader(bytes)).await
 }
 
@@ -290,10 +291,72 @@ async fn a_staged_target_keeps_the_contract_up_to_replacing() {
 }
 
 #[tokio::test]
-async fn a_staged_target_that_cannot_look_restores_only_when_asked_to_replace() {
+async fn a_target_that_cannot_look_restores_only_when_asked_to_replace() {
     let captured = capture(&MemorySource::new().artifact("data", "x")).await.unwrap();
-    let target = CommandTarget::new(["cat"]).staged(["true"], ["true"]);
-    let error = target.begin(&captured.plan(false)).await.err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::TargetNotEmpty);
-    target.begin(&captured.plan(true)).await.unwrap().abort().await.unwrap();
+    let in_place = CommandTarget::new(["cat"]);
+    for target in [in_place.clone(), in_place.staged(["true"], ["true"])] {
+        let error = target.begin(&captured.plan(false)).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::TargetNotEmpty);
+        target.begin(&captured.plan(true)).await.unwrap().abort().await.unwrap();
+    }
+}
+
+/// Promise 5: in place means that a failure leaves a half, so it takes more than one word to get there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_overwrites_only_when_asked_and_with_a_safety_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = dir.path().join("live");
+    std::fs::write(&live, "precious").unwrap();
+    let repo = Repository::builder().sink(MemorySink::new()).build().unwrap();
+    repo.backup("app", &MemorySource::new().artifact("data", "new")).await.unwrap();
+    let target = CommandTarget::new(sh("cat > live").current_dir(dir.path()));
+    let present = CommandSource::new(sh("cat live").current_dir(dir.path()));
+
+    let error = repo.restore("app").into(&target).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TargetNotEmpty, "{error}");
+    let error = repo.restore("app").into(&target).replace().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let error = repo.restore("app").into(&target).replace().allow_partial().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert_eq!(std::fs::read(&live).unwrap(), b"precious");
+
+    let done = repo.restore("app").into(&target).replace().allow_partial();
+    let done = done.safety_backup("app/before", &present).await.unwrap();
+    assert_eq!(std::fs::read(&live).unwrap(), b"new");
+    let before = MemoryTarget::new();
+    repo.restore("app/before").id(done.safety_backup.unwrap()).into(&before).await.unwrap();
+    assert_eq!(before.get(&before.names()[0]).unwrap(), "precious");
+}
+
+/// Stopped between two steps of its commit, a target would be neither old nor new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_began_is_finished_whoever_stops_waiting() {
+    for dropped in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("live"), "old").unwrap();
+        let repo = Repository::builder().sink(MemorySink::new()).build().unwrap();
+        repo.backup("app", &MemorySource::new().artifact("data", "new")).await.unwrap();
+        let line = |script| sh(script).current_dir(dir.path());
+        let target = CommandTarget::new(line("cat > staged"))
+            .staged(line("mv live before; sleep 1; mv staged live"), line("rm -f staged"));
+        let moved = async {
+            while !dir.path().join("before").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let restore = repo.restore("app").into(&target).replace();
+        if dropped {
+            tokio::select! {
+                _ = restore.into_future() => panic!("the commit takes longer than that"),
+                () = moved => {}
+            }
+        } else {
+            restore.run_until(moved).await.unwrap();
+        }
+        let limit = Instant::now() + Duration::from_secs(20);
+        while !dir.path().join("live").exists() && Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(std::fs::read(dir.path().join("live")).unwrap(), b"new");
+    }
 }

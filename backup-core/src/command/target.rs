@@ -24,7 +24,8 @@ const KIND: ErrorKind = ErrorKind::TargetFailed;
 ///
 /// What a program does with its input cannot be seen from outside, so by default nothing is promised
 /// ([`Atomicity::None`]): it works in place from its first byte, an abort only kills it, and the proof is that of the
-/// bytes it was fed. Three commands make more of it:
+/// bytes it was fed. It is therefore only run where [`empty_when`](CommandTarget::empty_when) says that nothing is in the
+/// way, or where a replacement, its being partial, and a safety backup were asked for. Three commands make more of it:
 ///
 /// * [`staged`](CommandTarget::staged): the program writes *beside* the real place; a second command puts the result
 ///   in place, a third removes it. The target then counts as [`Atomicity::Swap`].
@@ -68,8 +69,8 @@ impl CommandTarget {
         self
     }
 
-    /// Sets a command that exits with 0 when nothing is in the way of a restore, and with 1 when something is. Without
-    /// it a staged target restores only when asked to replace.
+    /// Sets a command that exits with 0 when nothing is in the way of a restore, and with 1 when something is: `test ! -e
+    /// path`, or `true` where there is nothing to be in the way of. Without it a target restores only when asked to replace.
     pub fn empty_when(mut self, test: impl Into<CommandLine>) -> Self {
         self.empty_when = Some(test.into());
         self
@@ -99,11 +100,9 @@ impl CommandTarget {
                     )),
                 }
             }
-            None if self.staged.is_some() => occupied(
+            None => occupied(
                 "the target cannot tell whether something is in the way; give it `empty_when`, or ask for `replace`",
             ),
-            // In place: what the caller allowed when allowing a target without atomicity.
-            None => Ok(()),
         }
     }
 }

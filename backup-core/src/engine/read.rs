@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
-use super::index::BlockIndex;
+use super::index::{BLOCK, BlockIndex, INDEX_LIMIT};
 use super::progress::Watch;
-use super::retry::Patience;
+use super::retry::{Patience, Tries};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -78,6 +78,13 @@ impl StoredReader {
 
     async fn send_range(&self, range: Range<u64>, to: &mpsc::Sender<Result<Bytes>>) -> Result<bool> {
         let block_size = self.index.block_size;
+        if block_size > INDEX_LIMIT {
+            // Whoever wrote the manifest says so; nobody who means well stores such an object without an index.
+            return Err(Error::new(ErrorKind::LimitExceeded, "read object")
+                .message("an object this large needs a block index, and the manifest names none; do not trust this copy")
+                .with("key", &self.key)
+                .with("bytes", block_size));
+        }
         if range.start > range.end || range.end > self.size {
             return Err(
                 Error::corrupt("read object", "a range lies outside the object").with("key", &self.key)
@@ -108,54 +115,78 @@ impl StoredReader {
     async fn block_from_any(&self, open: &mut Option<OpenCopy>, number: u64, end: u64) -> Result<Bytes> {
         let first = self.preferred.load(Relaxed);
         let mut failures: Vec<Error> = Vec::new();
-        for turn in 0..self.copies.len() {
-            let copy = (first + turn) % self.copies.len();
-            let Some(sink) = self.copies.get(copy) else { continue };
-            let mut tries = self.patience.tries(sink.id(), &self.watch);
-            loop {
+        let mut hopeful: Vec<_> = (0..self.copies.len())
+            .map(|turn| (first + turn) % self.copies.len())
+            .filter_map(|copy| self.copies.get(copy).map(|sink| (copy, sink)))
+            .map(|(copy, sink)| (copy, sink, self.patience.tries(sink.id(), &self.watch)))
+            .collect();
+        // Round by round: with another copy at hand no copy is waited for, but none that may recover is given up
+        // before all the others have failed, too.
+        while !hopeful.is_empty() {
+            let mut failed: Vec<(usize, &Arc<dyn Sink>, Tries<'_>, Error)> = Vec::new();
+            for (copy, sink, tries) in hopeful {
                 match self.block_from(open, copy, sink, number, end).await {
                     Ok(block) => {
                         self.preferred.store(copy, Relaxed);
+                        for (_, sink, _, error) in &failed {
+                            self.damaged(sink, error);
+                        }
                         return Ok(block);
                     }
                     Err(error) => {
                         *open = None;
-                        // With another copy at hand, do not wait for this one.
-                        let last_hope = turn + 1 == self.copies.len();
-                        let error = if last_hope { error } else { error.retryable(false) };
-                        if let Err(error) = tries.again(error).await {
-                            self.watch.event(&Event::CopyDamaged {
-                                sink: sink.id(),
-                                key: &self.key,
-                                error: &error,
-                            });
-                            failures.push(error);
-                            break;
-                        }
+                        failed.push((copy, sink, tries, error));
+                    }
+                }
+            }
+            let waits = failed.into_iter().map(|(copy, sink, mut tries, error)| async move {
+                tries.again(error).await.map(|()| (copy, sink, tries)).map_err(|error| (sink, error))
+            });
+            hopeful = Vec::new();
+            for waited in futures::future::join_all(waits).await {
+                match waited {
+                    Ok(again) => hopeful.push(again),
+                    Err((sink, error)) => {
+                        self.damaged(sink, &error);
+                        failures.push(error);
                     }
                 }
             }
         }
-        if let ([_], Some(only)) = (&*self.copies, failures.last_mut()) {
-            let only = std::mem::replace(only, Error::new(ErrorKind::Internal, "read object"));
-            return Err(only.with("key", &self.key));
+        Err(self.unreadable(failures, number))
+    }
+
+    /// The error for a block that no copy gave.
+    fn unreadable(&self, mut failures: Vec<Error>, number: u64) -> Error {
+        // The most telling first: damage, then whatever else went wrong, then absence.
+        failures.sort_by_key(|error| match error.kind() {
+            ErrorKind::Corrupt => 0,
+            ErrorKind::NotFound => 2,
+            _ => 1,
+        });
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else {
+            return Error::new(ErrorKind::NotFound, "read object")
+                .message("no sink holds a copy of this object")
+                .with("key", &self.key);
+        };
+        if self.copies.len() == 1 {
+            return first.with("key", &self.key);
         }
-        let mut error = Error::corrupt(
-            "read object",
-            "no copy holds this block undamaged; restore the rest with a selection, or another backup",
-        )
-        .with("key", &self.key)
-        .with("block", number);
-        let last = failures.pop();
+        let mut error = Error::new(first.kind(), "read object")
+            .message(
+                "no copy holds this block undamaged; restore the rest with a selection, or another backup",
+            )
+            .with("key", &self.key)
+            .with("block", number);
         for failure in failures {
             error = error.with("also", failure.chain());
         }
-        Err(match last {
-            Some(last) => error.caused_by(last),
-            None => Error::new(ErrorKind::NotFound, "read object")
-                .message("no sink holds a copy of this object")
-                .with("key", &self.key),
-        })
+        error.caused_by(first)
+    }
+
+    fn damaged(&self, sink: &Arc<dyn Sink>, error: &Error) {
+        self.watch.event(&Event::CopyDamaged { sink: sink.id(), key: &self.key, error });
     }
 
     async fn block_from(
@@ -208,8 +239,10 @@ impl OpenCopy {
         let length = usize::try_from(length).map_err(|_| {
             Error::new(ErrorKind::LimitExceeded, "read object").message("a block is too large")
         })?;
+        // A declared length beyond a usual block is believed only as the bytes come in.
+        let capacity = length.min(usize::try_from(BLOCK).unwrap_or(length));
         let mut block =
-            if self.rest.len() >= length { BytesMut::new() } else { BytesMut::with_capacity(length) };
+            if self.rest.len() >= length { BytesMut::new() } else { BytesMut::with_capacity(capacity) };
         loop {
             let wanted = length - block.len();
             if block.is_empty() && self.rest.len() >= length {

@@ -100,22 +100,40 @@ impl Patience {
 
     /// Runs `operation`, or fails when it does not finish in time.
     pub(crate) async fn bound<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        bound(self.stall, operation).await
+        bound(self.stall, operation, sink_stalls).await
+    }
+
+    /// Runs a call of a source, or fails when it does not finish in time.
+    pub(crate) async fn bound_source<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        bound(self.source_stall, call, source_stalls).await
     }
 
     /// Like [`bound`](Self::bound), for making a large object durable.
     pub(crate) async fn bound_finish<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        bound(self.stall * 5, operation).await
+        bound(self.stall * 5, operation, sink_stalls).await
     }
 }
 
-async fn bound<T>(limit: Duration, operation: impl Future<Output = Result<T>>) -> Result<T> {
+async fn bound<T>(
+    limit: Duration,
+    operation: impl Future<Output = Result<T>>,
+    stalls: fn() -> Error,
+) -> Result<T> {
     match tokio::time::timeout(limit, operation).await {
         Ok(result) => result,
-        Err(_) => Err(Error::new(ErrorKind::Timeout, "use sink")
-            .message("the sink did not answer in time; check its connection, or raise the stall time-out")
-            .with("seconds", limit.as_secs())),
+        Err(_) => Err(stalls().with("seconds", limit.as_secs())),
     }
+}
+
+fn sink_stalls() -> Error {
+    Error::new(ErrorKind::Timeout, "use sink")
+        .message("the sink did not answer in time; check its connection, or raise the stall time-out")
+}
+
+fn source_stalls() -> Error {
+    Error::new(ErrorKind::Timeout, "read source").message(
+        "the source did not answer in time; see what it waits for, or raise the source's stall time-out",
+    )
 }
 
 /// The tries of one operation.

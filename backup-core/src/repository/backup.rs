@@ -1,6 +1,6 @@
 //! The backup verb.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ use crate::engine::progress::Watch;
 use crate::engine::store::{Failures, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{BackupKey, Signatures};
-use crate::layout::{BackupDir, DETAILS, MANIFEST, PENDING, PINNED};
+use crate::layout::{BackupDir, DETAILS, ObjectNames, details_object, index_object};
 use crate::manifest::{
     FORMAT, IndexRef, Manifest, Previous, Sealer, SourceInfo, StoredArtifact, StoredObject, Totals, seal,
 };
@@ -209,7 +209,7 @@ impl<'a> Backup<'a> {
         let dir = BackupDir::new(&set, id)?;
         let shutdown = self.shutdown.take();
         let cancelled = CancellationToken::new();
-        let mut cleanup = Cleanup::new(inner.patience, inner.sinks.clone(), dir.clone());
+        let mut cleanup = Cleanup::new(inner.patience, &inner.sinks, dir.clone());
         let prepared = {
             let mut run = Run {
                 inner,
@@ -228,6 +228,7 @@ impl<'a> Backup<'a> {
                 key: None,
                 alive: inner.sinks.iter().cloned().enumerate().collect(),
                 failed: Vec::new(),
+                objects: ObjectNames::new(&inner.chain),
                 cancelled: cancelled.clone(),
             };
             let result = {
@@ -298,6 +299,7 @@ struct Run<'a> {
     /// The sinks that have everything so far.
     alive: Vec<Numbered>,
     failed: Failures,
+    objects: ObjectNames,
     cancelled: CancellationToken,
 }
 
@@ -314,13 +316,18 @@ struct Prepared {
 impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         self.refuse_unsealed()?;
-        let previous = self.previous().await?;
+        let previous = self.previous(cleanup).await?;
         let mut parent = if options.incremental { self.parent().await? } else { None };
         let parent_id = parent.as_ref().map(ParentReader::id);
         let pending = Pending::new(&self.set, self.id, parent_id, self.inner.clock.now());
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);
+        for (number, error) in &failures {
+            if error.kind() == ErrorKind::AlreadyExists {
+                cleanup.spare(*number);
+            }
+        }
         self.lose(failures)?;
         let full_instead = self.give_up_unusable(&mut parent).await?;
         self.wrap_key().await?;
@@ -330,9 +337,10 @@ impl Run<'_> {
             selection: options.selection.clone(),
             cancelled: self.cancelled.clone(),
         };
-        cleanup.hold(self.source.snapshot(request).await?);
+        let patience = self.inner.patience;
+        cleanup.hold(patience.bound_source(self.source.snapshot(request)).await?);
         let (artifacts, details) = self.artifacts(cleanup).await?;
-        let mut report = cleanup.snapshot()?.finish().await?;
+        let mut report = patience.bound_source(cleanup.snapshot()?.finish()).await?;
         for warning in &report.warnings {
             self.pipeline.watch.event(&Event::Warning(warning));
         }
@@ -396,9 +404,14 @@ impl Run<'_> {
     }
 
     /// The newest backup of the set before this one.
-    async fn previous(&self) -> Result<Option<Previous>> {
+    async fn previous(&self, cleanup: &mut Cleanup) -> Result<Option<Previous>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
         let found = catalog.ids().await?;
+        if found.backups.contains_key(&self.id) {
+            (0..self.inner.sinks.len()).for_each(|number| cleanup.spare(number));
+            return Err(Error::new(ErrorKind::AlreadyExists, "back up")
+                .message("another backup of the same second has the same id; back up again"));
+        }
         for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
@@ -464,7 +477,7 @@ impl Run<'_> {
         let (mut offered, mut exhausted) = (0_usize, false);
         loop {
             while !exhausted && open.len() < at_once {
-                match snapshot.next().await? {
+                match self.inner.patience.bound_source(snapshot.next()).await? {
                     Some(artifact) => {
                         open.push(self.start(artifact, offered)?);
                         offered += 1;
@@ -488,28 +501,19 @@ impl Run<'_> {
             let object = self.index(object, encoded).await?;
             stored.insert(number, StoredArtifact { meta, stored: object });
         }
-        if details.len() != stored.len() {
-            return Err(Error::new(ErrorKind::SourceFailed, "read source")
-                .message("the source gave two artifacts the same name"));
-        }
         Ok((stored.into_values().collect(), details))
     }
 
     /// Starts storing an artifact in a task of its own.
     #[expect(clippy::type_complexity, reason = "named where it is taken apart")]
     fn start(
-        &self,
+        &mut self,
         artifact: Artifact,
         number: usize,
     ) -> Result<AbortOnDropHandle<(usize, ArtifactMeta, String, Result<(Encoded, Failures)>)>> {
         let Artifact { meta, data } = artifact;
         let object = format!("{}.{}{}", meta.name, meta.format.extension, self.pipeline.chain.extension());
-        let reserved = [MANIFEST, PENDING, PINNED].contains(&object.as_str());
-        if meta.name.is_empty() || meta.name == DETAILS || reserved {
-            return Err(Error::new(ErrorKind::SourceFailed, "read source")
-                .message("the source gave an artifact a reserved name")
-                .with("artifact", &meta.name));
-        }
+        self.objects.take(&meta.name, &object)?;
         let key = self.dir.object(&object)?;
         let scope = self.scope(&meta.name);
         let options = self.options(ObjectKind::Data).size_hint(meta.size_hint);
@@ -528,7 +532,7 @@ impl Run<'_> {
         report: &mut SourceReport,
         kept: Option<&Arc<Mutex<Kept>>>,
     ) -> Result<StoredObject> {
-        let object = format!("{DETAILS}.jsonl{}", self.pipeline.chain.extension());
+        let object = details_object(&self.pipeline.chain);
         let items = std::mem::take(&mut report.items);
         let mut first = serde_json::to_vec(&head)
             .map_err(|e| Error::new(ErrorKind::Internal, "write details").caused_by(e))?;
@@ -566,7 +570,7 @@ impl Run<'_> {
         };
         if encoded.stored_size > INDEX_ABOVE {
             let bytes = encoded.index.to_bytes()?;
-            let name = format!("{}.idx", stored.object);
+            let name = index_object(&stored.object);
             stored.index =
                 Some(IndexRef { size: bytes.len() as u64, sha256: Digest::of(&bytes), object: name.clone() });
             self.put(&self.dir.object(&name)?, bytes, ObjectKind::Index).await?;
@@ -682,9 +686,11 @@ async fn commit(
         Ok((Digest::of(&bytes), inner.put_each(&alive, &dir.manifest()?, &bytes, &options, watch).await))
     };
     let mut digest = None;
+    let mut unsure = BTreeSet::new();
     match written.await {
         Ok((sealed, failures)) => {
             digest = Some(sealed);
+            unsure = failures.iter().filter(|(_, e)| e.is_retryable()).map(|(n, _)| *n).collect();
             alive.retain(|(n, _)| failures.iter().all(|(failed, _)| failed != n));
             failed.extend(failures);
         }
@@ -699,9 +705,9 @@ async fn commit(
         _ => Outcome::Committed,
     };
     // Before the source is closed, which may take long: replicators wait for this only some minutes.
-    tidy(inner, dir, &alive).await;
+    tidy(inner, dir, &alive, &unsure).await;
     let closed = match snapshot {
-        Some(snapshot) => snapshot.close(outcome).await,
+        Some(snapshot) => inner.patience.bound_source(snapshot.close(outcome)).await,
         None => Ok(()),
     };
     if outcome == Outcome::Aborted {
@@ -779,9 +785,12 @@ async fn keep(kept: Arc<Mutex<Kept>>, manifest: Digest) -> Result<()> {
 
 /// After the commit: nothing at all where the backup is not, then no pending marker where it is. In this order, so that
 /// a replicator that finds no marker beside a manifest can be sure that nothing is removed from the other sinks any more.
-async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered]) {
-    let is_alive = |number: usize| alive.iter().any(|(n, _)| *n == number);
-    let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !is_alive(*n)).map(|(_, sink)| async move {
+///
+/// Where it is not known whether the manifest was written (`unsure`: no answer came, and one may still be on its way)
+/// everything is left to the orphan sweep: a manifest that appears late must find its objects.
+async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered], unsure: &BTreeSet<usize>) {
+    let keep = |number: &usize| unsure.contains(number) || alive.iter().any(|(n, _)| n == number);
+    let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !keep(n)).map(|(_, sink)| async move {
         // Failing here costs only some space until the orphan sweep; the backup itself is decided.
         let _ = inner
             .patience

@@ -10,7 +10,7 @@ use futures::{FutureExt as _, StreamExt as _};
 
 use super::Inner;
 use crate::digest::Digest;
-use crate::engine::index::{BlockIndex, INDEX_LIMIT};
+use crate::engine::index::{BlockIndex, INDEX_ABOVE, INDEX_LIMIT};
 use crate::engine::progress::Watch;
 use crate::engine::read::StoredReader;
 use crate::error::{Error, ErrorKind, Result};
@@ -295,6 +295,15 @@ impl Opened {
         summary
     }
 
+    /// Where its objects may be read: first the sinks whose manifest is this one, then all others. Their manifest is
+    /// damaged, missing or out of reach, but what they hold beside it may be whole, and every block is checked.
+    pub(super) fn readable(&self, inner: &Inner) -> Vec<Arc<dyn Sink>> {
+        let mut sinks = self.copies.clone();
+        let good = |sink: &&Arc<dyn Sink>| self.copies.iter().all(|copy| copy.id() != sink.id());
+        sinks.extend(inner.sinks.iter().filter(good).cloned());
+        sinks
+    }
+
     /// A reader of the stored bytes of an object, from `copies` in their order.
     pub(super) async fn stored_reader(
         &self,
@@ -316,6 +325,10 @@ impl Opened {
             ))
         };
         let index = match &object.index {
+            None if object.size > INDEX_ABOVE => {
+                return Err(Error::corrupt("read manifest", "an object this large has no block index")
+                    .with("object", &object.object));
+            }
             None => BlockIndex::single(object.size, object.sha256),
             Some(at) if at.size > INDEX_LIMIT => {
                 return Err(Error::new(ErrorKind::LimitExceeded, "read index").with("object", &at.object));

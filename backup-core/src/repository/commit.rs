@@ -176,13 +176,14 @@ pub(super) struct Cleanup {
 struct Work {
     patience: Patience,
     snapshot: Option<Box<dyn Snapshot>>,
-    sinks: Vec<Arc<dyn Sink>>,
+    sinks: Vec<Numbered>,
     dir: BackupDir,
     renewing: Option<AbortOnDropHandle<()>>,
 }
 
 impl Cleanup {
-    pub(super) fn new(patience: Patience, sinks: Vec<Arc<dyn Sink>>, dir: BackupDir) -> Self {
+    pub(super) fn new(patience: Patience, sinks: &[Arc<dyn Sink>], dir: BackupDir) -> Self {
+        let sinks = sinks.iter().cloned().enumerate().collect();
         Self { work: Some(Work { patience, snapshot: None, sinks, dir, renewing: None }) }
     }
 
@@ -203,6 +204,13 @@ impl Cleanup {
             .as_mut()
             .and_then(|w| w.snapshot.as_mut())
             .ok_or_else(|| Error::new(ErrorKind::Internal, "read source").message("there is no snapshot"))
+    }
+
+    /// Leaves a sink alone: what lies there under this id is not ours.
+    pub(super) fn spare(&mut self, number: usize) {
+        if let Some(work) = &mut self.work {
+            work.sinks.retain(|(n, _)| *n != number);
+        }
     }
 
     /// From here on a manifest may be visible: nothing may be removed any more. Returns the snapshot, to be closed.
@@ -233,7 +241,7 @@ impl Work {
             // The run has failed already; that error is the one to report.
             let _ = tokio::time::timeout(CLEANUP_LIMIT, snapshot.close(Outcome::Aborted)).await;
         }
-        let removing = self.sinks.iter().map(|sink| remove_all(sink, &self.dir, self.patience));
+        let removing = self.sinks.iter().map(|(_, sink)| remove_all(sink, &self.dir, self.patience));
         // What cannot be removed now has no manifest and an expiring marker: the orphan sweep takes it later.
         let _ = tokio::time::timeout(CLEANUP_LIMIT, futures::future::join_all(removing)).await;
     }

@@ -98,7 +98,7 @@ impl Contents {
     }
 
     pub(super) async fn of(inner: &Inner, opened: Opened, watch: &Watch) -> Result<Self> {
-        let copies = opened.copies.clone();
+        let copies = opened.readable(inner);
         Self::from_copies(inner, opened, &copies, watch).await
     }
 

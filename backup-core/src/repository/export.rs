@@ -23,7 +23,7 @@ impl Export {
         let mut readers = Vec::new();
         for artifact in &contents.manifest().artifacts {
             let sha256 = contents.head.artifacts.get(artifact.meta.name.as_ref()).map(|a| a.sha256);
-            let copies = &contents.opened.copies;
+            let copies = &contents.opened.readable(inner);
             let reader = inner
                 .plain_reader(&contents.opened, &artifact.meta.name, &artifact.stored, sha256, copies, &watch)
                 .await?;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use crate::layout::{DECRYPT_PY, MANIFEST, RANGES, RESTORE_TXT, SHA256SUMS};
+use crate::layout::{DECRYPT_PY, MANIFEST, RANGES, RESTORE_TXT, RESTORED, SHA256SUMS};
 use crate::manifest::{StoredArtifact, StoredObject};
 use crate::name::{BackupId, SetName};
 use crate::source::Recipe;
@@ -91,6 +91,10 @@ impl Notes<'_> {
         }
         text.push_str("\n# 1. Is everything here and undamaged?\nsha256sum --check SHA256SUMS\n");
         text.push_str("\n# 2. Restore.\n");
+        let recipes = |name: &str| self.recipe.joined.is_some() || self.recipe.commands.contains_key(name);
+        if self.artifacts.iter().any(|a| !recipes(&a.meta.name)) {
+            let _ = writeln!(text, "mkdir -p {RESTORED}");
+        }
         for line in &self.recipe.before {
             let _ = writeln!(text, "{line}");
         }
@@ -107,7 +111,8 @@ impl Notes<'_> {
                     joined.push(decode);
                     continue;
                 }
-                (None, None) => format!("cat > {}", quote(&file_name(&plain))),
+                // Beside the objects and not among them: without a chain the name is the object's own.
+                (None, None) => format!("cat > {RESTORED}/{}", quote(&file_name(&plain))),
             };
             let _ = writeln!(text, "{decode} | {command}");
         }

@@ -19,7 +19,7 @@ use crate::observer::Observer;
 use crate::proof::Proofs;
 use crate::retention::{BackupKind, BackupSummary};
 use crate::selection::Selection;
-use crate::source::Source;
+use crate::source::{Source, Warning};
 use crate::target::{RestoreReport, RestoreTarget, Undo};
 
 /// Which backup to restore; [`into`](RestoreBuilder::into) says where to.
@@ -87,9 +87,10 @@ impl<'a> RestoreBuilder<'a> {
         }
     }
 
-    async fn choose(&self) -> Result<BackupId> {
+    /// The backup to restore, and a warning when newer ones were passed over because they cannot be opened.
+    async fn choose(&self) -> Result<(BackupId, Option<Warning>)> {
         if let (Which::Id(id), None) = (&self.which, self.max_age) {
-            return Ok(*id);
+            return Ok((*id, None));
         }
         let list = self.repository.backups(&self.set).await?;
         let restorable = |b: &&BackupSummary| !matches!(b.kind, BackupKind::Log { .. });
@@ -117,7 +118,22 @@ impl<'a> RestoreBuilder<'a> {
                     .with("age_hours", age.num_hours()));
             }
         }
-        Ok(chosen.id)
+        let newer: Vec<_> = match &self.which {
+            Which::Id(_) => Vec::new(),
+            Which::At(time) => list.unreadable.iter().filter(|b| b.id.time() <= *time).collect(),
+            Which::Latest | Which::Labelled(..) => list.unreadable.iter().collect(),
+        };
+        let newer = newer.into_iter().find(|bad| bad.id > chosen.id);
+        let passed_over = newer.map(|bad| {
+            let message = format!(
+                "{} is newer and cannot be opened, so {} is restored instead: {}",
+                bad.id,
+                chosen.id,
+                bad.error.chain()
+            );
+            Warning::new("newer-backup-unreadable", message)
+        });
+        Ok((chosen.id, passed_over))
     }
 }
 
@@ -225,7 +241,8 @@ impl<'a> RestoreTo<'a> {
         self
     }
 
-    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes.
+    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes. Once the restored copy is
+    /// proved and being put in place, it is too late: that is finished, and the result says how it went.
     pub fn run_until(mut self, shutdown: impl Future<Output = ()> + Send + 'a) -> Self {
         self.shutdown = Some(Box::pin(shutdown));
         self

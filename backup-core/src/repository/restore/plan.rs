@@ -160,8 +160,8 @@ impl Planned {
     }
 
     /// The copies of a backup in the order in which to read them.
-    pub(super) fn copies(&self, backup: &Contents) -> Vec<Arc<dyn Sink>> {
-        let mut copies = backup.opened.copies.clone();
+    pub(super) fn copies(&self, inner: &Inner, backup: &Contents) -> Vec<Arc<dyn Sink>> {
+        let mut copies = backup.opened.readable(inner);
         copies.sort_by_key(|sink| !self.prefer.iter().any(|p| p.id() == sink.id()));
         copies
     }
@@ -189,7 +189,7 @@ impl Planned {
                 let key = backup.opened.dir.object(name)?;
                 let mut problems = Vec::new();
                 let (mut readable, mut frozen) = (false, None);
-                for sink in self.copies(backup) {
+                for sink in self.copies(inner, backup) {
                     let head = inner.patience.retry(sink.id(), &catalog.watch, || sink.head(&key)).await;
                     match head {
                         Ok(info) if info.size != size => {

@@ -19,7 +19,7 @@ use crate::proof::Proofs;
 use crate::reader::ArtifactReader;
 use crate::selection::Selection;
 use crate::source::Source;
-use crate::target::{Atomicity, PlannedArtifact, Restore, RestoreTarget};
+use crate::target::{Atomicity, PlannedArtifact, Restore, RestoreReport, RestoreTarget, Undo};
 
 /// A restore without what only starts and stops it.
 struct Job<'a> {
@@ -37,10 +37,13 @@ impl RestoreTo<'_> {
         let set = SetName::parse(job.which.set.clone())?;
         observers.splice(0..0, inner.observers.iter().cloned());
         let watch = Watch::new(observers);
-        let id = job.which.choose().await?;
+        let (id, passed_over) = job.which.choose().await?;
         watch.event(&Event::Started { verb: "restore", set: &set, id });
-        let work = job.restore(inner, &set, id, &watch);
-        let result = match shutdown {
+        if let Some(warning) = &passed_over {
+            watch.event(&Event::Warning(warning));
+        }
+        let work = job.stage(inner, &set, id, &watch);
+        let staged = match shutdown {
             None => work.await,
             // Dropping the work drops the target's restore, which leaves the target as it was.
             Some(shutdown) => tokio::select! {
@@ -49,20 +52,74 @@ impl RestoreTo<'_> {
                 result = work => result,
             },
         };
+        let result = match staged {
+            Ok(staged) => staged.settle(job.options.rehearse, &watch).await.map(|mut settled| {
+                settled.report.warnings.splice(0..0, passed_over);
+                RestoreOutcome {
+                    id,
+                    set: set.clone(),
+                    report: settled.report,
+                    proofs: settled.proofs,
+                    undo: settled.undo,
+                    safety_backup: settled.safety_backup,
+                    plain_read: settled.plain_read,
+                    elapsed: watch.elapsed(),
+                }
+            }),
+            Err(error) => Err(error),
+        };
         let error = result.as_ref().err();
         watch.event(&Event::Finished { verb: "restore", set: &set, id, error, elapsed: watch.elapsed() });
         result.map_err(|e| e.with("backup", format_args!("{set}/{id}")))
     }
 }
 
+/// A restored copy that was proved and is not in place yet.
+struct Staged {
+    restore: Box<dyn Restore>,
+    proofs: Proofs,
+    plain_read: u64,
+    safety_backup: Option<BackupId>,
+}
+
+/// A restore that is over.
+struct Settled {
+    report: RestoreReport,
+    undo: Option<Box<dyn Undo>>,
+    proofs: Proofs,
+    plain_read: u64,
+    safety_backup: Option<BackupId>,
+}
+
+impl Staged {
+    /// Puts the copy in place, or throws it away.
+    ///
+    /// Runs in a task of its own: from here on neither a shutdown nor a dropped future stops it, because a target that
+    /// is stopped between two steps of its commit would be left half changed while the caller hears "cancelled".
+    async fn settle(self, rehearse: bool, watch: &Watch) -> Result<Settled> {
+        let Self { restore, proofs, plain_read, safety_backup } = self;
+        let commit = tokio::spawn(async move {
+            if rehearse {
+                restore.abort().await.map(|()| (RestoreReport::default(), None))
+            } else {
+                restore.commit().await
+            }
+        });
+        let (report, undo) = commit.await.map_err(|e| {
+            Error::new(ErrorKind::Internal, "restore")
+                .message("the task that puts the restored copy in place failed; look at the target before trying again")
+                .caused_by(e)
+        })??;
+        for warning in &report.warnings {
+            watch.event(&Event::Warning(warning));
+        }
+        Ok(Settled { report, undo, proofs, plain_read, safety_backup })
+    }
+}
+
 impl Job<'_> {
-    async fn restore(
-        &self,
-        inner: &Inner,
-        set: &SetName,
-        id: BackupId,
-        watch: &Watch,
-    ) -> Result<RestoreOutcome> {
+    /// Everything up to the point where the target changes.
+    async fn stage(&self, inner: &Inner, set: &SetName, id: BackupId, watch: &Watch) -> Result<Staged> {
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let selection = match &self.options.only {
             Some(only) => Selection::globs(only)?,
@@ -85,36 +142,14 @@ impl Job<'_> {
         let safety_backup = self.safety().await?;
 
         let restore = self.target.begin(&planned.plan).await?;
-        let staged = stage(inner, &catalog, &planned, restore.as_ref(), watch).await;
-        let (proofs, plain_read) = match staged {
-            Ok(staged) => staged,
-            Err(error) => {
-                // The error that stopped the restore is the one to report; an abort that fails adds to it.
-                return Err(match restore.abort().await {
-                    Ok(()) => error,
-                    Err(abort) => error.with("and_cleaning_up_failed", abort.chain()),
-                });
-            }
-        };
-        let (report, undo) = if self.options.rehearse {
-            restore.abort().await?;
-            (crate::target::RestoreReport::default(), None)
-        } else {
-            restore.commit().await?
-        };
-        for warning in &report.warnings {
-            watch.event(&Event::Warning(warning));
+        match stage(inner, &catalog, &planned, restore.as_ref(), watch).await {
+            Ok((proofs, plain_read)) => Ok(Staged { restore, proofs, plain_read, safety_backup }),
+            // The error that stopped the restore is the one to report; an abort that fails adds to it.
+            Err(error) => Err(match restore.abort().await {
+                Ok(()) => error,
+                Err(abort) => error.with("and_cleaning_up_failed", abort.chain()),
+            }),
         }
-        Ok(RestoreOutcome {
-            id,
-            set: set.clone(),
-            report,
-            proofs,
-            undo,
-            safety_backup,
-            plain_read,
-            elapsed: watch.elapsed(),
-        })
     }
 
     /// Backs the target's present state up, where that is asked for, and insists on it where it is needed.
@@ -202,7 +237,7 @@ async fn one(
             // Every stored block is checked by its digest, every decoder checks its own sums, and the staged copy is
             // proved by reading it back: hashing the plain stream once more would find nothing. `verify` does it.
             None,
-            &planned.copies(backup),
+            &planned.copies(inner, backup),
             &catalog.watch,
         )
         .await?;
