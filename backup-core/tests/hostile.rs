@@ -109,7 +109,7 @@ async fn a_run_whose_id_is_taken_leaves_everything_alone() {
         let observer = move |event: &Event<'_>| {
             if let Event::Started { id, .. } = event {
                 for name in ["data.bin", taken] {
-                    let key = Key::parse(&format!("app/{id}/{name}")).unwrap();
+                    let key = Key::parse(format!("app/{id}/{name}")).unwrap();
                     other.replace(&key, "theirs");
                     keys.lock().unwrap().push(key);
                 }
