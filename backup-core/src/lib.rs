@@ -46,11 +46,12 @@ pub use placement::{CopyRule, Placement, ShortOf, Shortfall, copies};
 pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
-    Archived, Backup, BackupList, BackupReport, Contents, CopyProblem, DeletedBackup, Export, KeptWrap,
-    KeyCheck, KeyReport, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet,
+    Archived, Backup, BackupList, BackupReport, Checkup, Contents, CopyProblem, DeletedBackup, Export,
+    KeptWrap, KeyCheck, KeyReport, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet,
     RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
     RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
-    Rotated, SetList, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
+    Rotated, SetList, SinkCheck, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify,
+    VerifyReport,
 };
 #[cfg(feature = "import")]
 pub use repository::{Import, ImportFailure, ImportReport, Imported};

@@ -4,6 +4,7 @@ mod access;
 mod backup;
 mod builder;
 mod catalog;
+mod check;
 mod check_keys;
 mod clear;
 mod commit;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 pub use backup::{Backup, BackupReport};
 pub use builder::RepositoryBuilder;
 pub use catalog::{BackupList, Unreadable};
+pub use check::{Checkup, SinkCheck};
 pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
@@ -135,6 +137,12 @@ impl Repository {
     /// its `id`. After any other error there is no backup, and what was written for it is removed.
     pub fn backup<'a>(&'a self, set: &str, source: &'a dyn Source) -> Backup<'a> {
         Backup::new(self, set, source)
+    }
+
+    /// Tries the source and every sink out without backing anything up: what they deny, what is unwise, how much space there
+    /// is. For the start of a service and for the first evening with a new server.
+    pub async fn check(&self, source: &dyn Source) -> Checkup {
+        self.0.check(source, &Watch::new(self.0.observers.clone())).await
     }
 
     /// The backups of `set`, newest first, and those whose manifest cannot be read.

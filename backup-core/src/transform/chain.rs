@@ -135,12 +135,6 @@ impl Chain {
         self.layers.iter().all(|l| l.transform.can_decode())
     }
 
-    /// Only the encryption of this chain, for small objects that gain nothing from compression.
-    pub fn encryption_only(&self) -> Self {
-        let encrypts = |l: &&Layer| l.transform.stage() == Stage::Encrypt;
-        Self { layers: self.layers.iter().filter(encrypts).cloned().collect() }
-    }
-
     /// Most bytes that one encoder or decoder of the chain holds.
     pub fn memory(&self, workers: &Workers) -> usize {
         self.layers.iter().map(|l| l.transform.memory(workers)).sum()

@@ -66,12 +66,7 @@ impl ChainEncoder {
         push(&mut self.links, input, out)
     }
 
-    /// The frames noted since the last call, so that a very long list need not stay in memory.
-    pub fn take_frames(&mut self) -> Vec<Frame> {
-        self.links.iter_mut().flat_map(|l| std::mem::take(&mut l.meter.frames)).collect()
-    }
-
-    /// The plain bytes are complete. Returns the frames of the compressing layer, not taken before: offsets in plain
+    /// The plain bytes are complete. Returns the frames of the compressing layer: offsets in plain
     /// bytes and in that layer's output. None when nothing compresses.
     pub fn finish(self, out: &mut dyn Emit) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
