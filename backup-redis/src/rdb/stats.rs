@@ -272,3 +272,58 @@ impl Visitor for Statistics {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rdb::RdbReader;
+    use crate::rdb::length::write_string;
+
+    const HOUR: i64 = 3_600_000;
+
+    /// A string key of database `db`, with its expiry time in milliseconds since 1970.
+    fn key(rdb: &mut Vec<u8>, db: u8, expires_at: Option<i64>, name: &str, size: usize) {
+        rdb.extend_from_slice(&[254, db]);
+        if let Some(at) = expires_at {
+            rdb.push(252);
+            rdb.extend_from_slice(&at.to_le_bytes());
+        }
+        rdb.push(0);
+        write_string(rdb, name.as_bytes());
+        write_string(rdb, &vec![b'v'; size]);
+    }
+
+    #[test]
+    fn the_biggest_keys_and_the_times_of_expiry_are_found_whether_a_value_is_whole_or_in_pieces() {
+        let now = DateTime::from_timestamp_millis(1_800_000_000_000).unwrap();
+        let at = |left: i64| Some(now.timestamp_millis() + left);
+        let mut rdb = b"REDIS0009".to_vec();
+        for n in 0..50 {
+            key(&mut rdb, 0, None, &format!("key:{n}"), 100 + n);
+        }
+        key(&mut rdb, 3, at(30 * 24 * HOUR + 1), "huge", 3 << 20);
+        key(&mut rdb, 3, at(HOUR), "within the hour", 1);
+        for left in [0, -5] {
+            key(&mut rdb, 3, at(left), "past", 1);
+        }
+        for left in [HOUR + 1, 24 * HOUR, 24 * HOUR + 1, 7 * 24 * HOUR + 1] {
+            key(&mut rdb, 3, at(left), "later", 1);
+        }
+        rdb.extend_from_slice(&[255, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut statistics = Statistics::new(now);
+        let mut reader = RdbReader::new();
+        for piece in rdb.chunks(70_001) {
+            reader.push(piece, &mut statistics).unwrap();
+        }
+        reader.finish().unwrap();
+        assert_eq!(statistics.expiry(), Expiry { past: 2, hour: 1, day: 2, week: 1, month: 1, later: 1 });
+        let biggest = statistics.biggest();
+        assert_eq!(biggest.len(), BIGGEST);
+        assert_eq!((biggest[0].db, &biggest[0].key[..], biggest[0].bytes), (3, &b"huge"[..], (3 << 20) + 5));
+        for (n, big) in biggest.iter().enumerate().skip(1) {
+            assert_eq!(big.key, format!("key:{}", 50 - n).into_bytes());
+        }
+        let total = statistics.total();
+        assert_eq!((total.keys, total.expires, statistics.checksummed()), (58, 8, Some(false)));
+    }
+}
