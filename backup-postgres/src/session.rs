@@ -49,8 +49,10 @@ impl Session {
                 Err(failure) => failure,
             };
             let wakes = match failure.code() {
+                // A certificate that is refused comes as invalid data, and stays refused.
                 None => std::error::Error::source(&failure)
-                    .is_some_and(<dyn std::error::Error>::is::<std::io::Error>),
+                    .and_then(|e| e.downcast_ref::<std::io::Error>())
+                    .is_some_and(|e| e.kind() != std::io::ErrorKind::InvalidData),
                 Some(code) => {
                     *code == SqlState::CANNOT_CONNECT_NOW || *code == SqlState::TOO_MANY_CONNECTIONS
                 }

@@ -63,7 +63,7 @@ impl PgRestore {
     ///   they are dropped. A table that does not exist is created as the backup has it;
     /// * with [`insert_missing`](Self::insert_missing), only rows whose key is absent are added.
     ///
-    /// Works with the custom and the parallel format.
+    /// Works with all three formats; in SQL text, all of it is read to find the definitions.
     pub fn tables(url: impl AsRef<str>) -> Result<Self> {
         let config = PgConfig::parse(url.as_ref())?;
         Ok(Self { config, place: Place::Tables, options: RestoreOptions::default() })
@@ -116,6 +116,14 @@ impl PgRestore {
     /// Restores definitions only. Rows are then neither restored nor proved.
     pub fn schema_only(mut self) -> Self {
         (self.options.schema, self.options.data) = (true, false);
+        self
+    }
+
+    /// Restores rows only, into the definitions of the database that exists: they are copied into the staged database, and
+    /// tables the backup has no rows of come out empty. Needs `replace`, because what is there is replaced as a whole.
+    /// With [`tables`](Self::tables), rows are what is restored anyway, and a table that does not exist is refused.
+    pub fn data_only(mut self) -> Self {
+        (self.options.schema, self.options.data) = (false, true);
         self
     }
 

@@ -10,6 +10,9 @@ mod logical {
     mod cluster;
     mod engine;
     mod failures;
+    mod many;
+    mod partial;
+    mod reach;
     mod replace;
     mod round_trip;
 }

@@ -4,4 +4,5 @@
 //! * `compare`: whole backups and restores beside the shell pipelines they replace, measured in the same run.
 
 pub mod measure;
+pub mod tables;
 pub mod tree;

@@ -22,7 +22,8 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
         u64::try_from((u128::from(self.number()) * u128::from(limit)) >> 64).unwrap_or(0)
     }
 }
@@ -70,20 +71,25 @@ pub fn make(root: &Path, bytes: u64, files: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Adds a line of words and numbers, without a line feed.
+pub fn words(line: &mut String, random: &mut Random) {
+    for _ in 0..8 + random.below(10) {
+        // Common words come more often, as they do in a language.
+        let word = random.below(48).min(random.below(48));
+        line.push_str(WORDS[usize::try_from(word).unwrap_or(0)]);
+        line.push(if random.below(12) == 0 { ',' } else { ' ' });
+        if random.below(9) == 0 {
+            line.push_str(&random.below(10_000).to_string());
+            line.push(' ');
+        }
+    }
+}
+
 fn text(out: &mut impl io::Write, bytes: u64, random: &mut Random) -> io::Result<()> {
     let (mut written, mut line) = (0, String::new());
     while written < bytes {
         line.clear();
-        for _ in 0..8 + random.below(10) {
-            // Common words come more often, as they do in a language.
-            let word = random.below(48).min(random.below(48));
-            line.push_str(WORDS[usize::try_from(word).unwrap_or(0)]);
-            line.push(if random.below(12) == 0 { ',' } else { ' ' });
-            if random.below(9) == 0 {
-                line.push_str(&random.below(10_000).to_string());
-                line.push(' ');
-            }
-        }
+        words(&mut line, random);
         line.push('\n');
         out.write_all(line.as_bytes())?;
         written += line.len() as u64;

@@ -55,8 +55,6 @@ pub(crate) struct Collected(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
     pub(crate) report: SourceReport,
-    /// How many streams came to their good end.
-    pub(crate) complete: usize,
     tables: u64,
 }
 
@@ -74,7 +72,6 @@ pub(crate) fn item_name(database: &str, name: &str) -> String {
 impl Inner {
     /// Records a stream's good end with its details.
     pub(crate) fn done(&mut self, artifact: &str, details: Map<String, Value>) {
-        self.complete += 1;
         if !details.is_empty() {
             self.report.artifacts.insert(artifact.to_owned(), details);
         }

@@ -16,7 +16,7 @@ use backup_core::{
 };
 use serde_json::{Map, Value, json};
 
-use super::collected::{Collected, incomplete, item_name};
+use super::collected::{Collected, item_name};
 use super::flow::{at_hand, counted};
 use super::inspect::{Exported, database_details};
 use super::options::{CUSTOM, DumpOptions, GLOBALS, PLAIN, Scope, TOC};
@@ -148,14 +148,8 @@ impl PgSnapshot {
         })
     }
 
-    fn report(&self) -> Result<SourceReport> {
-        let mut report = {
-            let mut inner = self.collected.lock();
-            if inner.complete != self.given || !self.planned.is_empty() {
-                return Err(incomplete("not every artifact was read to its end"));
-            }
-            std::mem::take(&mut inner.report)
-        };
+    fn report(&self) -> SourceReport {
+        let mut report = std::mem::take(&mut self.collected.lock().report);
         let format = match self.options.format {
             DumpFormat::Custom => "custom",
             DumpFormat::Plain => "plain",
@@ -180,7 +174,7 @@ impl PgSnapshot {
             ));
         }
         report.recipe = recipe::recipe(&self.databases, &self.options, &report.artifacts);
-        Ok(report)
+        report
     }
 }
 
@@ -267,7 +261,7 @@ impl Snapshot for PgSnapshot {
                     .caused_by(e)
             })?;
         }
-        self.report()
+        Ok(self.report())
     }
 
     async fn close(self: Box<Self>, _outcome: Outcome) -> Result<()> {

@@ -3,6 +3,7 @@
 mod archive;
 mod database;
 mod globals;
+mod gunzip;
 mod parallel;
 mod prove;
 mod script;

@@ -121,6 +121,17 @@ pub(crate) async fn restore(
     selection: Selection,
     replace: bool,
 ) -> Result<(RestoreReport, Option<Box<dyn Undo>>)> {
+    restore_meddled_with(kept, target, selection, replace, || ()).await
+}
+
+/// Restores, and lets `meddle` run before the proof.
+pub(crate) async fn restore_meddled_with(
+    kept: &Kept,
+    target: &dyn RestoreTarget,
+    selection: Selection,
+    replace: bool,
+    meddle: impl FnOnce(),
+) -> Result<(RestoreReport, Option<Box<dyn Undo>>)> {
     let plan = plan(kept, selection, replace);
     let restore = target.begin(&plan).await?;
     let result = async {
@@ -157,6 +168,7 @@ pub(crate) async fn restore(
                 .into_iter()
                 .collect::<Result<()>>()?;
         }
+        meddle();
         let proofs = restore.prove().await?;
         if proofs != plan.proofs {
             let names: Vec<String> = plan

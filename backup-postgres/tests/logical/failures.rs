@@ -1,10 +1,13 @@
 //! What must not look like a backup, and what a failure leaves behind: nothing.
 
+use std::future::IntoFuture as _;
 use std::time::Duration;
 
 use super::server::Server;
 use super::{drive, server};
-use backup_core::{CancellationToken, ErrorKind, Outcome, Selection, SnapshotRequest, Source as _};
+use backup_core::{
+    CancellationToken, ErrorKind, MemorySink, Outcome, Repository, Selection, SnapshotRequest, Source as _,
+};
 use backup_postgres::{DumpFormat, PgConfig, PgDump, PgRestore};
 use futures::StreamExt as _;
 
@@ -85,6 +88,74 @@ async fn a_session_or_program_that_is_killed_midway_leaves_no_backup() {
         assert_eq!(error.kind(), ErrorKind::SourceFailed);
         snapshot.close(Outcome::Aborted).await.unwrap();
         is_quiet(&server).await;
+    }
+}
+
+/// What is killed while the backup runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// `pg_dump`, by SIGKILL.
+    Program,
+    /// The connection that holds the snapshot.
+    Holder,
+    /// The server, by an immediate stop.
+    Server,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_listed_and_nothing_is_left_after_a_kill() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (format, victim) in [
+        (DumpFormat::Custom, Victim::Program),
+        (DumpFormat::Plain, Victim::Program),
+        (DumpFormat::Custom, Victim::Holder),
+        (DumpFormat::Parallel, Victim::Holder),
+        (DumpFormat::Parallel, Victim::Server),
+    ] {
+        let Some(server) = big(200_000) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let (program, pid) = (dir.path().join("pg_dump"), dir.path().join("pid"));
+        let (own, pid_file) = (server.bin.join("pg_dump"), pid.display());
+        let script = format!("#!/bin/sh\necho $$ > '{pid_file}'\nexec '{}' \"$@\"\n", own.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+
+        let repo = Repository::builder().sink(MemorySink::new()).build().unwrap();
+        let config = server.config("postgres").patience(Duration::from_millis(300));
+        let source = PgDump::new(config).format(format).pg_dump(&program);
+        // Slow enough that the kill comes midway.
+        let backup = repo.backup("books", &source).rate_limit(2 * 1024 * 1024).into_future();
+        let kill = async {
+            let copying =
+                "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'copy%' AND state = 'active'";
+            while server.sql("postgres", copying) == "0" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            match victim {
+                Victim::Program => {
+                    let pid = std::fs::read_to_string(&pid).unwrap();
+                    let killed =
+                        std::process::Command::new("kill").args(["-9", pid.trim()]).status().unwrap();
+                    assert!(killed.success());
+                }
+                Victim::Holder => {
+                    let holder = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                        WHERE application_name = 'backup-postgres' AND state = 'idle in transaction'";
+                    assert_ne!(server.sql("postgres", holder), "0");
+                }
+                Victim::Server => server.kill(),
+            }
+        };
+        let (done, ()) = tokio::join!(backup, kill);
+        let error = done.err().unwrap_or_else(|| panic!("{format:?} {victim:?}: a backup was made"));
+        println!("{format:?} {victim:?}: {}", error.chain());
+        let list = repo.backups("books").await.unwrap();
+        assert!(list.is_empty() && list.unreadable.is_empty(), "{format:?} {victim:?}");
+        if victim != Victim::Server {
+            is_quiet(&server).await;
+            let left = "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_ls_dir('pg_snapshots'))";
+            assert_eq!(server.sql("postgres", left), "0|0");
+        }
     }
 }
 

@@ -172,11 +172,36 @@ async fn a_failed_proof_leaves_everything_as_it_was() {
         let error = drive::restore(&kept, &target, Selection::all(), true).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ProofMismatch);
         assert_eq!((databases(&server), server.plain_dump("shop")), before);
-        if format != DumpFormat::Plain {
-            let target = PgRestore::tables(server.url("shop")).unwrap();
-            let only = Selection::globs(["public.orders"]).unwrap();
-            let error = drive::restore(&kept, &target, only, true).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::ProofMismatch, "{}", error.chain());
+        let target = PgRestore::tables(server.url("shop")).unwrap();
+        let only = Selection::globs(["public.orders"]).unwrap();
+        let error = drive::restore(&kept, &target, only, true).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ProofMismatch, "{}", error.chain());
+        assert_eq!((databases(&server), server.plain_dump("shop")), before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_changed_by_hand_breaks_the_proof() {
+    let Some(server) = server() else { return };
+    shop(&server);
+    let before = (databases(&server), server.plain_dump("shop"));
+    for format in FORMATS {
+        let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
+        for change in [
+            "UPDATE orders SET note = note || ' ' WHERE id = 7",
+            "DELETE FROM orders WHERE id = 7",
+            "INSERT INTO orders (id, customer, note) SELECT 1000, customer, note FROM orders WHERE id = 8",
+            "SELECT setval('orders_id_seq', 301)",
+        ] {
+            let meddle = || {
+                let staged = databases(&server).into_iter().find(|d| d.starts_with("shop_restoring_"));
+                server.sql(&staged.unwrap(), change);
+            };
+            let target = PgRestore::database(server.url("postgres"), "shop").unwrap();
+            let error = drive::restore_meddled_with(&kept, &target, Selection::all(), true, meddle)
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ProofMismatch, "{format:?} {change}: {}", error.chain());
             assert_eq!((databases(&server), server.plain_dump("shop")), before);
         }
     }
@@ -186,7 +211,7 @@ async fn a_failed_proof_leaves_everything_as_it_was() {
 async fn a_damaged_table_is_replaced_without_losing_rows_that_refer_to_it() {
     let Some(server) = server() else { return };
     shop(&server);
-    for format in [DumpFormat::Custom, DumpFormat::Parallel] {
+    for format in FORMATS {
         let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
         let good = server.plain_dump("shop");
         server.sql("shop", "UPDATE customers SET name = 'damaged ' || id");
@@ -231,7 +256,7 @@ async fn rows_that_would_lose_what_they_refer_to_stop_the_replacement() {
 async fn tables_go_into_a_schema_of_their_own_or_only_missing_rows_are_added() {
     let Some(server) = server() else { return };
     shop(&server);
-    for format in [DumpFormat::Custom, DumpFormat::Parallel] {
+    for format in FORMATS {
         let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
         let before = server.plain_dump("shop");
         let only = Selection::globs(["public.orders", "public.customers"]).unwrap();
@@ -270,7 +295,7 @@ async fn tables_go_into_a_schema_of_their_own_or_only_missing_rows_are_added() {
 async fn a_table_that_is_gone_is_created_as_the_backup_has_it() {
     let Some(server) = server() else { return };
     shop(&server);
-    for format in [DumpFormat::Custom, DumpFormat::Parallel] {
+    for format in FORMATS {
         let kept = drive::backup(&PgDump::connect(server.url("shop")).unwrap().format(format)).await.unwrap();
         let definition =
             "SELECT string_agg(pg_get_constraintdef(oid), ',' ORDER BY conname) FROM pg_constraint

@@ -21,6 +21,13 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0\n"))
 }
 
+/// Gives a file or directory to the user servers run as.
+pub(crate) fn give_to_server(path: &Path) {
+    if is_root() {
+        checked(Command::new("chown").arg(NOBODY).arg(path), "chown");
+    }
+}
+
 /// Runs a program as a user PostgreSQL accepts.
 fn unprivileged(program: &Path) -> Command {
     if !is_root() {
@@ -81,9 +88,7 @@ impl Server {
     pub(crate) fn start_with(major: u32, settings: &[&str]) -> Self {
         let bin = programs(major).expect("asked for by `versions`");
         let dir = tempfile::tempdir().unwrap();
-        if is_root() {
-            checked(Command::new("chown").arg(NOBODY).arg(dir.path()), "chown");
-        }
+        give_to_server(dir.path());
         let data = dir.path().join("data");
         checked(
             unprivileged(&bin.join("initdb"))
@@ -233,9 +238,7 @@ impl Pool {
     /// Starts a pool in a mode of pgbouncer.
     pub(crate) fn start(program: &Path, server: &Server, mode: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        if is_root() {
-            checked(Command::new("chown").arg(NOBODY).arg(dir.path()), "chown");
-        }
+        give_to_server(dir.path());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let ini = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\

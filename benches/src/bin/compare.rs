@@ -1,6 +1,7 @@
 //! Side by side with what people run today.
 //!
-//! `cargo run --release --bin compare -- fs|s3|redis [--size MIB] [--files N] [--runs N] [--json FILE]` prints a line per pair:
+//! `cargo run --release --bin compare -- fs|s3|postgres|redis [--size MIB] [--files N] [--runs N] [--json FILE]` prints a
+//! line per pair:
 //! `<store> <backup|restore> <our chain> vs <rival>: wall 1.83x cpu 1.10x rss 0.4x size 0.97x`. Each number is the
 //! rival's divided by ours: above 1 is in our favour.
 //!
@@ -11,6 +12,8 @@
 
 #[path = "../compare/fs.rs"]
 mod fs;
+#[path = "../compare/postgres.rs"]
+mod postgres;
 #[path = "../compare/rdb.rs"]
 mod rdb;
 #[path = "../compare/redis.rs"]
@@ -51,6 +54,9 @@ fn main() -> Fallible<()> {
     if store == "--s3-worker" {
         return s3::worker(&words.collect::<Vec<_>>());
     }
+    if store == "--postgres-worker" {
+        return postgres::worker(&words.collect::<Vec<_>>());
+    }
     if store == "--redis-worker" {
         return redis::worker(&words.collect::<Vec<_>>());
     }
@@ -68,8 +74,9 @@ fn main() -> Fallible<()> {
     let pairs = match store.as_str() {
         "fs" => fs::run(&options)?,
         "s3" => s3::run(&options)?,
+        "postgres" => postgres::run_all(&options)?,
         "redis" => redis::run(&options)?,
-        other => return Err(format!("compare what? `fs`, `s3` or `redis`; not `{other}`").into()),
+        other => return Err(format!("compare what? `fs`, `s3`, `postgres` or `redis`; not `{other}`").into()),
     };
     if let Some(file) = &options.json {
         let all: Vec<_> = pairs.iter().map(Pair::json).collect();

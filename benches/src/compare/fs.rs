@@ -147,7 +147,7 @@ impl Bench<'_> {
     }
 }
 
-fn size_below(root: &Path) -> Fallible<u64> {
+pub(crate) fn size_below(root: &Path) -> Fallible<u64> {
     let mut size = 0;
     for entry in fs::read_dir(root)? {
         let entry = entry?;

@@ -17,6 +17,7 @@ use crate::logical::flow::at_hand;
 use crate::logical::options::{COPY, COPY_TAR, EXTRA_SQL, SCHEMA};
 use crate::logical::tools::Tool;
 
+pub(crate) use extras::refreshed;
 pub(crate) use tables::{Slice, Table};
 
 /// Tables larger than this on disk, in bytes, are an artifact of their own.
@@ -62,7 +63,7 @@ pub(super) async fn plan(
         parts.push(Part::Schema { bytes: schema, views: Vec::new(), sequences: Vec::new() });
         return Ok(parts);
     }
-    let views = extras::refreshed(&database.exported.session, &found.views).await?;
+    let views = refreshed(&database.exported.session, &found.views).await?;
     let sequences = extras::sequences(&database.exported.session, &found.sequences).await?;
     if options.schema {
         parts.push(Part::Schema { bytes: schema, views, sequences: sequences.clone() });

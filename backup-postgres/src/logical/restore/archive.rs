@@ -61,9 +61,19 @@ impl Loader {
         self.only.as_ref().is_none_or(|only| only.contains(table))
     }
 
+    /// Runs what was asked for: definitions, rows, or both.
     pub(super) async fn script(&self) -> Result<Script> {
+        self.script_of(Parts { definitions: self.options.schema, rows: self.options.data }).await
+    }
+
+    /// Runs definitions, also where only rows are restored and the definitions are those of the database that exists.
+    pub(super) async fn definer(&self) -> Result<Script> {
+        self.script_of(Parts { definitions: true, rows: false }).await
+    }
+
+    /// Runs these parts of SQL text.
+    pub(super) async fn script_of(&self, parts: Parts) -> Result<Script> {
         let session = Session::connect(&self.config).await?;
-        let parts = Parts { definitions: self.options.schema, rows: self.options.data };
         let mut script = Script::new(
             self.config.clone(),
             session,

@@ -12,12 +12,15 @@ use futures::TryStreamExt as _;
 use serde_json::{Map, Value};
 
 use super::archive::{Loader, read_head};
+use super::gunzip::Gunzip;
 use super::prove::{Expected, prove};
 use super::stage::{DatabaseUndo, Stage};
 use super::{RestoreOptions, Warnings, globals, warn};
 use crate::config::PgConfig;
 use crate::ident::{Qualified, literal};
+use crate::logical::archive::{HeadReader, Progress};
 use crate::logical::collected::item_name;
+use crate::logical::dump::parallel::refreshed;
 use crate::logical::options::{COPY, COPY_TAR, CUSTOM, EXTRA_SQL, GLOBALS, PLAIN, SCHEMA};
 use crate::logical::sql::Splitter;
 use crate::session::Session;
@@ -33,6 +36,20 @@ struct One {
     expected: Expected,
     /// The schema of a parallel backup, whose last section follows the rows.
     schema: tokio::sync::Mutex<Option<Schema>>,
+}
+
+impl One {
+    /// Runs the last section of a parallel backup and fills materialized views.
+    async fn post_data(&self, schema: Option<Schema>) -> Result<()> {
+        let Some(schema) = schema else { return Ok(()) };
+        let mut script = self.loader.definer().await?;
+        self.loader.section(&mut script, &schema.head, "post-data").await?;
+        for view in schema.refresh.iter().filter(|_| self.loader.options.data) {
+            let sql = format!("REFRESH MATERIALIZED VIEW {}", view.sql());
+            script.session().exec("fill materialized view", &sql).await?;
+        }
+        Ok(())
+    }
 }
 
 /// What is left to do after the rows of a parallel backup.
@@ -66,6 +83,38 @@ pub(crate) enum Into {
     Cluster,
     /// Tables, into the database connected to.
     Tables,
+}
+
+/// The definitions of the database that exists, as a custom archive without data.
+async fn definitions_of(config: &PgConfig, options: &RestoreOptions, name: &str) -> Result<Schema> {
+    let own = config.with_database(name);
+    let session = Session::connect(&own).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "begin restore")
+            .message("rows alone need a database that has the definitions, and this one does not exist")
+            .with("database", name),
+        _ => e,
+    })?;
+    let version = session.version().await?;
+    let pg_dump = options.tools.find("pg_dump", version / 10_000).await?;
+    let arguments =
+        ["--format=custom", "--compress=0", "--schema-only", "--no-password"].map(ToOwned::to_owned);
+    let mut running = pg_dump.start(&own, &arguments, false)?;
+    let (mut bytes, mut reader, mut views) = (Vec::new(), HeadReader::default(), None);
+    loop {
+        let chunk = running.read().await?;
+        if chunk.is_empty() {
+            break;
+        }
+        bytes.extend_from_slice(&chunk);
+        if views.is_none()
+            && let Progress::Complete(head, _) = reader.push(&chunk)?
+        {
+            let named = head.entries.iter().filter(|e| e.desc == "MATERIALIZED VIEW");
+            views = Some(named.map(|e| Qualified::new(&e.namespace, &e.tag)).collect::<Vec<_>>());
+        }
+    }
+    running.finish().await?;
+    Ok(Schema { head: bytes, refresh: refreshed(&session, &views.unwrap_or_default()).await? })
 }
 
 /// The databases of a backup by name, with what it records of them.
@@ -114,6 +163,8 @@ impl DatabasesRestore {
             let prefix = if several { source.clone() } else { String::new() };
             let expected = expected.remove(&prefix).unwrap_or_default();
             let prepare = prepare(&own);
+            let definitions =
+                if options.schema { None } else { Some(definitions_of(config, options, &name).await?) };
             let stage = Stage::create(config, &name, own, plan.replace).await?;
             let only = (!plan.selection.is_all())
                 .then(|| Arc::new(expected.tables.keys().cloned().collect::<BTreeSet<_>>()));
@@ -125,13 +176,16 @@ impl DatabasesRestore {
                 only,
                 schema: None,
             };
+            if let Some(schema) = &definitions {
+                loader.section(&mut loader.definer().await?, &schema.head, "pre-data").await?;
+            }
             databases.push(One {
                 source,
                 prefix,
                 stage,
                 loader,
                 expected,
-                schema: tokio::sync::Mutex::new(None),
+                schema: tokio::sync::Mutex::new(definitions),
             });
         }
         let parallel = plan.artifacts.iter().any(|a| a.meta.format == COPY || a.meta.format == COPY_TAR);
@@ -238,11 +292,11 @@ impl Restore for DatabasesRestore {
                     return Err(Error::new(ErrorKind::Unsupported, "restore schema")
                         .message("this archive's version is not known to this build; follow RESTORE.txt"));
                 };
-                let bare = head.without_data();
-                if self.options.schema {
-                    let mut script = loader.script().await?;
-                    loader.section(&mut script, &bare, "pre-data").await?;
+                if !self.options.schema {
+                    return Ok(());
                 }
+                let bare = head.without_data();
+                loader.section(&mut loader.script().await?, &bare, "pre-data").await?;
                 let refresh = details.get("refresh").and_then(Value::as_array).into_iter().flatten();
                 let name = |v: &Value| {
                     let text = |name: &str| v.get(name).and_then(Value::as_str);
@@ -254,7 +308,7 @@ impl Restore for DatabasesRestore {
             }
             f if *f == COPY => loader.rows(&reader, details).await,
             f if *f == COPY_TAR => loader.small(&reader, details).await,
-            f if *f == EXTRA_SQL && loader.only.is_none() => loader.sql(&reader, true).await,
+            f if *f == EXTRA_SQL && loader.only.is_none() => loader.sql(&reader).await,
             _ => Ok(()),
         }
     }
@@ -262,17 +316,19 @@ impl Restore for DatabasesRestore {
     async fn prove(&self) -> Result<Proofs> {
         let mut proofs = Proofs::new();
         for one in &self.databases {
-            if let Some(schema) = one.schema.lock().await.take().filter(|_| self.options.schema) {
-                let mut script = one.loader.script().await?;
-                one.loader.section(&mut script, &schema.head, "post-data").await?;
-                for view in schema.refresh.iter().filter(|_| self.options.data) {
-                    let sql = format!("REFRESH MATERIALIZED VIEW {}", view.sql());
-                    script.session().exec("fill materialized view", &sql).await?;
-                }
-            }
-            if self.options.data {
+            let schema = one.schema.lock().await.take();
+            let refresh = schema.as_ref().is_some_and(|s| self.options.data && !s.refresh.is_empty());
+            if self.options.data && !refresh {
+                // Indexes and constraints change no row, so rows are read back while they are built.
+                let proving = prove(&one.loader, &one.expected, &one.prefix, Clone::clone);
+                let ((), proved) = tokio::try_join!(one.post_data(schema), proving)?;
+                proofs.extend(proved);
+            } else if self.options.data {
+                // A view's query may call what changes rows: prove after it.
+                one.post_data(schema).await?;
                 proofs.extend(prove(&one.loader, &one.expected, &one.prefix, Clone::clone).await?);
             } else {
+                one.post_data(schema).await?;
                 // Rows were not asked for, so there are none to prove; the caller is told.
                 let own = |name: &String| name.starts_with(&item_name(&one.prefix, ""));
                 proofs.extend(self.proofs.iter().filter(|(name, _)| own(name)).map(|(n, p)| (n.clone(), *p)));
@@ -340,10 +396,14 @@ impl Restore for DatabasesRestore {
 async fn plain(loader: &Loader, reader: &ArtifactReader) -> Result<()> {
     let mut script = loader.script().await?;
     let mut splitter = Splitter::default();
+    let mut gunzip = Gunzip::default();
     let mut stream = reader.stream().await?;
     while let Some(bytes) = stream.try_next().await? {
-        script.feed(&mut splitter, &bytes).await?;
+        for text in gunzip.push(&bytes) {
+            script.feed(&mut splitter, &text?).await?;
+        }
     }
+    script.feed(&mut splitter, &gunzip.finish()?).await?;
     script.finish(splitter).await
 }
 

@@ -1,11 +1,12 @@
 //! Loads the artifacts of a parallel backup.
 
-use backup_core::{ArtifactReader, Bytes, Error, ErrorKind, Result};
+use backup_core::{ArtifactReader, ByteStream, Bytes, Error, ErrorKind, Result};
 use futures::TryStreamExt as _;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::archive::{Loader, copy};
+use super::script::Parts;
 use super::tar::{Member, Tar};
 use crate::ident::{Qualified, column_list};
 use crate::logical::sql::Splitter;
@@ -39,13 +40,22 @@ impl Loader {
         if self.only.as_ref().is_some_and(|only| !only.contains(&table)) {
             return Ok(());
         }
+        self.load(&table, &columns, reader.stream().await?).await
+    }
+
+    /// Loads rows of one table.
+    pub(super) async fn load(
+        &self,
+        table: &Qualified,
+        columns: &[String],
+        mut rows: ByteStream,
+    ) -> Result<()> {
         let session = self.session().await?;
         let (sender, receiver) = mpsc::channel(WAITING);
-        let statement = copy_in(&self.place(&table), &columns);
+        let statement = copy_in(&self.place(table), columns);
         let feeding = async {
             let sender = sender;
-            let mut stream = reader.stream().await?;
-            while let Some(bytes) = stream.try_next().await? {
+            while let Some(bytes) = rows.try_next().await? {
                 if sender.send(bytes).await.is_err() {
                     // The other side says why.
                     break;
@@ -112,14 +122,12 @@ impl Loader {
     }
 
     /// Runs SQL text: sequences, large objects.
-    pub(super) async fn sql(&self, reader: &ArtifactReader, rows: bool) -> Result<()> {
-        let mut script = self.script().await?;
+    pub(super) async fn sql(&self, reader: &ArtifactReader) -> Result<()> {
+        // All of it is data, without the comments that would say so.
+        let mut script = self.script_of(Parts { definitions: true, rows: true }).await?;
         let mut splitter = Splitter::default();
         let mut stream = reader.stream().await?;
-        if rows {
-            // These texts have no comments that tell data from definitions.
-            script.session().exec("prepare session", "SET search_path = ''").await?;
-        }
+        script.session().exec("prepare session", "SET search_path = ''").await?;
         while let Some(bytes) = stream.try_next().await? {
             script.feed(&mut splitter, &bytes).await?;
         }

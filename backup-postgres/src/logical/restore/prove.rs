@@ -1,11 +1,12 @@
 //! Reads a restored database back and proves it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use backup_core::{Error, Item, ItemKind, Proofs, Result};
+use backup_core::{Error, ErrorKind, Item, ItemKind, Proofs, Result};
 use futures::TryStreamExt as _;
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 use super::archive::Loader;
 use crate::error;
@@ -37,8 +38,8 @@ impl Expected {
         self.large_objects = false;
     }
 
-    /// Takes an item of this database.
-    pub(super) fn add(&mut self, item: &Item) -> Result<()> {
+    /// Takes an item of this database. Returns its name if it is a table.
+    pub(super) fn add(&mut self, item: &Item) -> Result<Option<Qualified>> {
         let text = |name: &str| item.attributes.get(name).and_then(Value::as_str);
         let damaged = || Error::corrupt("read item", "an item does not say which table or sequence it is");
         let schema = || text("schema").ok_or_else(damaged);
@@ -46,7 +47,9 @@ impl Expected {
             (ItemKind::Table, _) => {
                 let columns = item.attributes.get("columns").and_then(Value::as_array).ok_or_else(damaged)?;
                 let columns = columns.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect();
-                self.tables.insert(Qualified::new(schema()?, text("table").ok_or_else(damaged)?), columns);
+                let table = Qualified::new(schema()?, text("table").ok_or_else(damaged)?);
+                self.tables.insert(table.clone(), columns);
+                return Ok(Some(table));
             }
             (_, Some("sequence")) => {
                 self.sequences.push(Qualified::new(schema()?, text("sequence").ok_or_else(damaged)?));
@@ -54,7 +57,7 @@ impl Expected {
             (_, Some("large objects")) => self.large_objects = true,
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -77,44 +80,51 @@ pub(super) async fn prove(
         let table = Table::new(place, columns.clone(), bytes, pages);
         queue.extend(table.slices(SLICE).into_iter().map(|slice| (proof_name.clone(), table.clone(), slice)));
     }
-    let queue = Mutex::new(queue);
-    let proofs = Mutex::new(proofs);
-    let mut workers = vec![session];
-    for _ in 1..loader.options.jobs.min(expected.tables.len().max(1)) {
-        workers.push(loader.session().await?);
-    }
-    futures::future::try_join_all(workers.iter().map(|session| tables(session, &queue, &proofs))).await?;
-    let mut proofs = proofs.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(session) = workers.first() {
-        if !expected.sequences.is_empty() {
-            let proof = proofs.entry(item_name(prefix, SEQUENCES)).or_default();
-            for name in &expected.sequences {
-                let rows = session
-                    .rows("prove sequences", &format!("SELECT last_value, is_called FROM {}", name.sql()))
-                    .await?;
-                if let Some([Some(value), Some(called)]) = rows.first().map(Vec::as_slice) {
-                    let value = SequenceValue {
-                        name: name.clone(),
-                        last_value: value.clone(),
-                        is_called: called == "t",
-                    };
-                    proof.merge(&value.proof());
-                }
+    if !expected.sequences.is_empty() {
+        let proof = proofs.entry(item_name(prefix, SEQUENCES)).or_default();
+        for name in &expected.sequences {
+            let rows = session
+                .rows("prove sequences", &format!("SELECT last_value, is_called FROM {}", name.sql()))
+                .await?;
+            if let Some([Some(value), Some(called)]) = rows.first().map(Vec::as_slice) {
+                let value =
+                    SequenceValue { name: name.clone(), last_value: value.clone(), is_called: called == "t" };
+                proof.merge(&value.proof());
             }
         }
-        if expected.large_objects {
-            let proof = large_objects(session).await?;
-            proofs.insert(item_name(prefix, LARGE_OBJECTS), proof);
-        }
     }
+    if expected.large_objects {
+        let proof = large_objects(&session).await?;
+        proofs.insert(item_name(prefix, LARGE_OBJECTS), proof);
+    }
+    let workers = loader.options.jobs.min(queue.len());
+    let work = Arc::new(Work { queue: Mutex::new(queue), proofs: Mutex::new(proofs) });
+    // Tasks of their own: beside the connections' tasks they are woken without another thread.
+    let mut tasks = JoinSet::new();
+    let mut session = Some(session);
+    for _ in 0..workers {
+        let session = match session.take() {
+            Some(session) => session,
+            None => loader.session().await?,
+        };
+        tasks.spawn(tables(session, Arc::clone(&work)));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(|e| Error::new(ErrorKind::Internal, "prove table").caused_by(e))??;
+    }
+    let proofs = std::mem::take(&mut *work.proofs.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(proofs)
 }
 
-type Work = (String, Table, Slice);
+/// What is to be read, and what was found.
+struct Work {
+    queue: Mutex<VecDeque<(String, Table, Slice)>>,
+    proofs: Mutex<Proofs>,
+}
 
-async fn tables(session: &Session, queue: &Mutex<VecDeque<Work>>, proofs: &Mutex<Proofs>) -> Result<()> {
+async fn tables(session: Session, work: Arc<Work>) -> Result<()> {
     loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = work.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some((name, table, slice)) = next else { return Ok(()) };
         let sql = table.copy_out(&slice);
         let mut counter = RowCounter::default();
@@ -123,7 +133,8 @@ async fn tables(session: &Session, queue: &Mutex<VecDeque<Work>>, proofs: &Mutex
             counter.push(&row);
         }
         let found = counter.finish();
-        proofs.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().merge(&found.proof);
+        let mut proofs = work.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.entry(name).or_default().merge(&found.proof);
     }
 }
 

@@ -4,6 +4,7 @@ mod definitions;
 mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
@@ -26,7 +27,8 @@ use crate::error::quotable;
 use crate::ident::{Qualified, quote};
 use crate::logical::archive::Head;
 use crate::logical::collected::SequenceValue;
-use crate::logical::options::{COPY, COPY_TAR, CUSTOM, SCHEMA, TOC};
+use crate::logical::options::{COPY, COPY_TAR, CUSTOM, PLAIN, SCHEMA, TOC};
+use crate::logical::sql::{Splitter, SqlEvent, Statement};
 use crate::session::Session;
 
 /// What becomes of tables that exist.
@@ -47,6 +49,8 @@ pub(crate) struct TablesRestore {
     prefix: String,
     source: String,
     details: BTreeMap<String, Map<String, Value>>,
+    /// Where in SQL text the rows of the tables are.
+    ranges: BTreeMap<Qualified, Range<u64>>,
     proofs: Proofs,
     definitions: tokio::sync::Mutex<Option<Definitions>>,
     /// The table of contents of a custom archive, where it is kept beside it.
@@ -73,10 +77,12 @@ impl TablesRestore {
         let recorded = recorded(plan);
         let mut by_database: BTreeMap<String, Expected> = BTreeMap::new();
         let (mut items, mut bytes) = (0, 0);
+        let mut ranges = BTreeMap::new();
         let mut stream = plan.items.stream();
         while let Some(item) = stream.try_next().await? {
             let database = item.attributes.get("database").and_then(Value::as_str).unwrap_or("").to_owned();
-            by_database.entry(database).or_default().add(&item)?;
+            let table = by_database.entry(database).or_default().add(&item)?;
+            ranges.extend(table.map(|table| (table, item.offset..item.offset + item.length)));
             items += 1;
             bytes += item.size;
         }
@@ -92,10 +98,10 @@ impl TablesRestore {
         };
         expected.tables_only();
         distinct(expected.tables.keys())?;
-        let accepted = |meta: &ArtifactMeta| meta.format == CUSTOM || meta.format == SCHEMA;
-        if !plan.artifacts.iter().any(|a| accepted(&a.meta)) {
-            return Err(Error::new(ErrorKind::Unsupported, "begin restore").message(
-                "single tables can be restored from custom and parallel backups; restore this one into another database",
+        if mode == Mode::Beside && !options.schema {
+            return Err(Error::invalid(
+                "begin restore",
+                "rows alone go into tables that exist; ask for `replace` or `insert_missing`",
             ));
         }
         let schema = match &options.side_schema {
@@ -113,7 +119,7 @@ impl TablesRestore {
         };
         let session = Session::canonical(config).await?;
         if mode != Mode::Beside {
-            live::check(&session, mode == Mode::Replace, &expected.tables).await?;
+            live::check(&session, mode == Mode::Replace, options.schema, &expected.tables).await?;
         }
         session.exec("create schema", &format!("CREATE SCHEMA {}", quote(&schema))).await?;
         Ok(Self {
@@ -125,6 +131,7 @@ impl TablesRestore {
             prefix,
             source,
             details: plan.artifacts.iter().map(|a| (a.meta.name.to_string(), a.details.clone())).collect(),
+            ranges,
             proofs: plan.proofs.clone(),
             definitions: tokio::sync::Mutex::new(None),
             head: tokio::sync::Mutex::new(None),
@@ -136,18 +143,47 @@ impl TablesRestore {
 
     /// Creates the tables in the side schema, and remembers what else belongs to them.
     async fn define(&self, head: &[u8], details: &Map<String, Value>) -> Result<()> {
-        let names: BTreeSet<Qualified> = self.expected.tables.keys().cloned().collect();
         let mut all = Vec::new();
         for section in ["pre-data", "data", "post-data"] {
-            all.push(self.loader.statements(head, section).await?);
+            all.extend(self.loader.statements(head, section).await?);
         }
-        let definitions =
-            Definitions::of(&names, all, sequences(details), &self.schema, &self.loader.options)?;
+        self.create(&all, sequences(details)).await
+    }
+
+    async fn create(&self, statements: &[Statement], sequences: Vec<SequenceValue>) -> Result<()> {
+        let names: BTreeSet<Qualified> = self.expected.tables.keys().cloned().collect();
+        let definitions = Definitions::of(&names, statements, sequences, &self.schema, &self.loader.options)?;
         let session = self.loader.session().await?;
         for statement in &definitions.tables {
             session.exec("create table", statement).await?;
         }
         *self.definitions.lock().await = Some(definitions);
+        Ok(())
+    }
+
+    /// Restores from SQL text: once through it for the definitions, then each table's rows by their range.
+    async fn text(&self, reader: &ArtifactReader) -> Result<()> {
+        let mut statements = Vec::new();
+        let mut keep = |event: SqlEvent<'_>| {
+            if let SqlEvent::Statement(statement) = event
+                && !matches!(statement.entry.as_str(), "BLOB" | "BLOBS" | "BLOB METADATA" | "TABLE DATA")
+            {
+                statements.push(statement);
+            }
+            Ok(())
+        };
+        let mut splitter = Splitter::default();
+        let mut stream = reader.stream().await?;
+        while let Some(bytes) = stream.try_next().await? {
+            splitter.push(&bytes, &mut keep)?;
+        }
+        splitter.finish(&mut keep)?;
+        self.create(&statements, Vec::new()).await?;
+        for (table, columns) in &self.expected.tables {
+            if let Some(range) = self.ranges.get(table).filter(|range| !range.is_empty()) {
+                self.loader.load(table, columns, reader.range(range.clone()).await?).await?;
+            }
+        }
         Ok(())
     }
 
@@ -207,7 +243,7 @@ impl Restore for TablesRestore {
     fn wants(&self, meta: &ArtifactMeta) -> bool {
         let own =
             self.details.get(meta.name.as_ref()).and_then(|d| d.get("database")).and_then(Value::as_str);
-        [TOC, CUSTOM, SCHEMA, COPY, COPY_TAR].contains(&meta.format)
+        [TOC, CUSTOM, PLAIN, SCHEMA, COPY, COPY_TAR].contains(&meta.format)
             && (self.source.is_empty() || own.is_none_or(|own| own == self.source))
     }
 
@@ -226,6 +262,9 @@ impl Restore for TablesRestore {
         let details = self.details.get(meta.name.as_ref()).unwrap_or(&nothing);
         if meta.format == COPY {
             return self.loader.rows(&reader, details).await;
+        }
+        if meta.format == PLAIN {
+            return self.text(&reader).await;
         }
         if meta.format == COPY_TAR {
             return self.loader.small(&reader, details).await;

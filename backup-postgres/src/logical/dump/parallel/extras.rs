@@ -45,7 +45,7 @@ pub(super) async fn sequences(session: &Session, names: &[Qualified]) -> Result<
 }
 
 /// The materialized views among `dumped` that are populated, each behind those it reads.
-pub(super) async fn refreshed(session: &Session, dumped: &[Qualified]) -> Result<Vec<Qualified>> {
+pub(crate) async fn refreshed(session: &Session, dumped: &[Qualified]) -> Result<Vec<Qualified>> {
     // A view that reads another reaches all that the other reaches, and itself: counting sorts them.
     let rows = session
         .rows(

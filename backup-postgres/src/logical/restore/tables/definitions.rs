@@ -26,21 +26,20 @@ pub(super) struct Definitions {
 }
 
 impl Definitions {
-    /// Picks what belongs to `names` from the statements of the three sections of a dump.
+    /// Picks what belongs to `names` from the statements of a dump.
     pub(super) fn of(
         names: &BTreeSet<Qualified>,
-        sections: Vec<Vec<Statement>>,
+        all: &[Statement],
         sequences: Vec<SequenceValue>,
         schema: &str,
         options: &RestoreOptions,
     ) -> Result<Self> {
-        let all: Vec<Statement> = sections.into_iter().flatten().collect();
-        let owned = owned_sequences(names, &all);
+        let owned = owned_sequences(names, all);
         let moved = |name: &Qualified| names.contains(name) || owned.contains(name);
         let mut found = Self::default();
         let state = |v: SequenceValue| (Qualified::new(schema, &v.name.name), v.last_value, v.is_called);
         found.sequences.extend(sequences.into_iter().filter(|v| owned.contains(&v.name)).map(state));
-        for statement in &all {
+        for statement in all {
             let Some(text) = prepared(statement, options) else { continue };
             let pairs = pairs(&tokens(&text));
             let first = pairs.first();
@@ -199,7 +198,8 @@ mod tests {
             ],
         ];
         let found =
-            Definitions::of(&names, sections, Vec::new(), "side x", &RestoreOptions::default()).unwrap();
+            Definitions::of(&names, &sections.concat(), Vec::new(), "side x", &RestoreOptions::default())
+                .unwrap();
         assert_eq!(
             found.tables,
             [

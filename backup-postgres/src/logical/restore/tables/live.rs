@@ -36,15 +36,19 @@ async fn exists(session: &Session, table: &Qualified) -> Result<bool> {
 pub(super) async fn check(
     session: &Session,
     replace: bool,
+    create: bool,
     tables: &BTreeMap<Qualified, Vec<String>>,
 ) -> Result<()> {
     for (table, columns) in tables {
         if !exists(session, table).await? {
-            if replace {
+            if replace && create {
                 continue;
             }
             return Err(Error::new(ErrorKind::NotFound, "begin restore")
-                .message("rows are to be inserted into a table that does not exist; ask for `replace`, which creates it")
+                .message(
+                    "rows alone are to be restored into a table that does not exist; `replace` creates it, unless with \
+                     `data_only`",
+                )
                 .with("table", table.display()));
         }
         let here = session
