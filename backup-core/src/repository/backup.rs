@@ -119,9 +119,10 @@ impl<'a> Backup<'a> {
         self
     }
 
-    /// Stores only what changed since the newest backup of the set that is good on every sink; the rest is referred to,
-    /// wherever it was stored first. Becomes a full backup where there is no such parent, or where the source cannot
-    /// build on it.
+    /// Stores only what changed since the newest backup of the set that is whole on every sink; the rest is referred to,
+    /// wherever it was stored first. If a sink lacks something of the newest backup, it is copied there first (as
+    /// [`Repository::replicate`] does). Becomes a full backup where there is no such parent, or where the source
+    /// cannot build on it.
     pub fn incremental(mut self) -> Self {
         self.options.incremental = true;
         self
@@ -212,6 +213,7 @@ impl<'a> Backup<'a> {
         let mut cleanup = Cleanup::new(inner.patience, &inner.sinks, dir.clone());
         let prepared = {
             let mut run = Run {
+                repository: self.repository,
                 inner,
                 source: self.source,
                 pipeline: Pipeline {
@@ -287,6 +289,7 @@ fn random() -> Result<u32> {
 
 /// A run until just before its manifest.
 struct Run<'a> {
+    repository: &'a Repository,
     inner: &'a Inner,
     source: &'a dyn Source,
     pipeline: Pipeline,
@@ -424,7 +427,7 @@ impl Run<'_> {
     /// The backup to build upon, if there is one.
     async fn parent(&self) -> Result<Option<Parent>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        self.inner.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+        self.repository.parent(&catalog, self.id, self.source.kind(), &self.alive).await
     }
 
     /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker

@@ -28,7 +28,7 @@ pub(super) const WRAP_LIMIT: u64 = 64 * 1024;
 /// Key wraps considered per backup; more is not something this library writes.
 pub(super) const MAX_WRAPS: usize = 256;
 /// Manifests read at once while listing.
-const READ_AT_ONCE: usize = 8;
+pub(super) const READ_AT_ONCE: usize = 8;
 
 /// The backups of a set, newest first. Dereferences to a slice of [`BackupSummary`].
 #[derive(Debug, Default)]

@@ -1,32 +1,39 @@
 //! What an incremental builds upon.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
 
-use super::Inner;
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Opened, READ_AT_ONCE};
 use super::contents::Contents;
 use super::ranges::Pieces;
+use super::{Inner, Repository};
 use crate::engine::fanout::Numbered;
 use crate::engine::store::Failures;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::Item;
 use crate::layout::BackupDir;
 use crate::manifest::Manifest;
-use crate::name::BackupId;
+use crate::name::{BackupId, SinkId};
 use crate::observer::Event;
 use crate::retention::BackupKind;
+use crate::sink::Sink;
 use crate::source::{ParentReader, SourceReport, Warning};
 
 /// The parent of an incremental, opened.
 #[derive(Debug)]
 pub(super) struct Parent {
     contents: Contents,
+    /// Its manifest and those of all it refers to.
+    backups: BTreeMap<BackupId, Arc<Manifest>>,
 }
+
+/// Manifests, and the sinks that hold them.
+type Ground = BTreeMap<BackupId, (Arc<Manifest>, Vec<Arc<dyn Sink>>)>;
 
 impl ParentReader for Parent {
     fn id(&self) -> BackupId {
@@ -49,54 +56,58 @@ pub(super) struct References {
     pub(super) ids: BTreeSet<BackupId>,
     /// The parts of their artifacts, for sources that can say how to restore from parts.
     pub(super) pieces: Pieces,
-    /// The manifests of those in `pieces`.
+    /// The manifests of those, and perhaps more.
     pub(super) backups: BTreeMap<BackupId, Arc<Manifest>>,
 }
 
 impl Inner {
-    /// The newest backup before `before` that an incremental of a `kind` source can build upon: one whose manifest,
-    /// and those of all it refers to, are on every one of `sinks`. A sink that lacks one would hold an incremental
-    /// that cannot be restored from it alone.
-    pub(super) async fn parent(
-        &self,
-        catalog: &Catalog<'_>,
-        before: BackupId,
-        kind: &str,
-        sinks: &[Numbered],
-    ) -> Result<Option<Parent>> {
-        let found = catalog.ids().await?.backups;
-        // A host that cannot read its own backups builds on the one whose details it kept.
-        let readable = self.chain.can_decode();
-        let kept = if readable { None } else { self.kept_id(&catalog.set).await };
-        let usable = |id: &BackupId| *id < before && (readable || kept == Some(*id));
-        for id in found.keys().rev().filter(|id| usable(id)).copied() {
-            let Ok(opened) = catalog.open(id).await else { continue };
-            let manifest = &opened.manifest;
-            if manifest.source.kind != kind || matches!(manifest.kind, BackupKind::Log { .. }) {
-                continue;
-            }
-            let everywhere = |id: &BackupId| {
-                let copies = found.get(id).map(Vec::as_slice).unwrap_or_default();
-                sinks.iter().all(|(_, sink)| copies.iter().any(|copy| copy.id() == sink.id()))
-            };
-            let on_all =
-                sinks.iter().all(|(_, sink)| opened.copies.iter().any(|copy| copy.id() == sink.id()));
-            if on_all && manifest.references.iter().all(everywhere) {
-                if readable {
-                    let contents = Contents::of(self, opened, &catalog.watch).await?;
-                    return Ok(Some(Parent { contents }));
-                }
-                return Ok(match self.kept(opened).await {
-                    Ok(contents) => Some(Parent { contents }),
-                    Err(error) => {
-                        let warning = Warning::new("state-not-usable", error.chain());
-                        catalog.watch.event(&Event::Warning(&warning));
-                        None
+    /// What a backup made of `opened` as its parent may refer to: itself, and all that it refers to.
+    async fn ground(&self, catalog: &Catalog<'_>, opened: &Opened) -> Result<Ground> {
+        let own = (opened.manifest.id, (Arc::clone(&opened.manifest), opened.copies.clone()));
+        let open =
+            opened.manifest.references.iter().copied().filter(|id| *id != opened.manifest.id).map(|id| {
+                async move { catalog.open(id).await.map(|found| (id, (found.manifest, found.copies))) }
+                    .boxed()
+            });
+        let opening: Vec<BoxFuture<'_, _>> = open.collect();
+        let mut ground: Ground = futures::stream::iter(opening).buffered(READ_AT_ONCE).try_collect().await?;
+        ground.extend([own]);
+        Ok(ground)
+    }
+
+    /// Those of `sinks` that do not hold every object of `ground`, in its right size.
+    async fn lacking(&self, catalog: &Catalog<'_>, ground: &Ground, sinks: &[Numbered]) -> Vec<SinkId> {
+        let looking: Vec<BoxFuture<'_, _>> = sinks
+            .iter()
+            .map(|(_, sink)| {
+                let holds = async move {
+                    for (manifest, copies) in ground.values() {
+                        if !copies.iter().any(|copy| copy.id() == sink.id())
+                            || !self.holds(catalog, manifest, sink).await?
+                        {
+                            return Ok(false);
+                        }
                     }
-                });
+                    Ok::<_, Error>(true)
+                };
+                async move { (!holds.await.unwrap_or(false)).then(|| sink.id().clone()) }.boxed()
+            })
+            .collect();
+        futures::future::join_all(looking).await.into_iter().flatten().collect()
+    }
+
+    /// Whether a sink lists every object of a backup in its right size.
+    async fn holds(&self, catalog: &Catalog<'_>, manifest: &Manifest, sink: &Arc<dyn Sink>) -> Result<bool> {
+        let dir = BackupDir::new(&catalog.set, manifest.id)?;
+        let access = self.access(sink, &catalog.watch);
+        let listed = access.list(dir.prefix()).await?;
+        let sizes: BTreeMap<_, _> = listed.iter().map(|object| (&object.key, object.size)).collect();
+        for (object, size, _) in manifest.objects() {
+            if sizes.get(&dir.object(&object)?) != Some(&size) {
+                return Ok(false);
             }
         }
-        Ok(None)
+        Ok(true)
     }
 
     /// The backups that the items of `report` refer to, and the sinks that do not hold them any more.
@@ -135,15 +146,68 @@ impl Inner {
                 }
             }
         }
-        let mut backups = BTreeMap::new();
-        for id in pieces.keys().map(|(id, _)| *id) {
-            if let Entry::Vacant(entry) = backups.entry(id) {
-                entry.insert(match parent {
-                    Some(parent) if parent.id() == id => Arc::clone(&parent.contents.opened.manifest),
-                    _ => catalog.open(id).await?.manifest,
-                });
+        let backups = parent.map(|parent| parent.backups.clone()).unwrap_or_default();
+        Ok((References { ids: references, pieces, backups }, failures))
+    }
+}
+
+impl Repository {
+    /// The backup before `before` that an incremental of a `kind` source is to build upon: the newest that is, with
+    /// all it refers to, on every one of `sinks`. A sink that lacks something of it would hold an incremental that
+    /// cannot be restored from it alone; so the newest of all is healed first where that is possible.
+    pub(super) async fn parent(
+        &self,
+        catalog: &Catalog<'_>,
+        before: BackupId,
+        kind: &str,
+        sinks: &[Numbered],
+    ) -> Result<Option<Parent>> {
+        let inner = &self.0;
+        let mut healed = false;
+        // A host that cannot read its own backups builds on the one whose details it kept.
+        let readable = inner.chain.can_decode();
+        let kept = if readable { None } else { inner.kept_id(&catalog.set).await };
+        let usable = |id: &BackupId| *id < before && (readable || kept == Some(*id));
+        for id in catalog.ids().await?.backups.into_keys().rev().filter(usable) {
+            let Ok(mut opened) = catalog.open(id).await else { continue };
+            if opened.manifest.source.kind != kind || matches!(opened.manifest.kind, BackupKind::Log { .. }) {
+                continue;
+            }
+            let Ok(mut ground) = inner.ground(catalog, &opened).await else { continue };
+            let mut lacking = inner.lacking(catalog, &ground, sinks).await;
+            if !lacking.is_empty() && !std::mem::replace(&mut healed, true) {
+                let mut heal = self.replicate(catalog.set.as_str(), id);
+                for sink in &lacking {
+                    heal = heal.to(sink);
+                }
+                // What could not be healed shows when it is looked at again.
+                drop(heal.report().await);
+                (opened, ground) = match catalog.open(id).await {
+                    Ok(again) => match inner.ground(catalog, &again).await {
+                        Ok(ground) => (again, ground),
+                        Err(_) => continue,
+                    },
+                    Err(_) => continue,
+                };
+                lacking = inner.lacking(catalog, &ground, sinks).await;
+            }
+            if lacking.is_empty() {
+                let contents = if readable {
+                    Contents::of(inner, opened, &catalog.watch).await?
+                } else {
+                    match inner.kept(opened).await {
+                        Ok(contents) => contents,
+                        Err(error) => {
+                            let warning = Warning::new("state-not-usable", error.chain());
+                            catalog.watch.event(&Event::Warning(&warning));
+                            return Ok(None);
+                        }
+                    }
+                };
+                let backups = ground.into_iter().map(|(id, (manifest, _))| (id, manifest)).collect();
+                return Ok(Some(Parent { contents, backups }));
             }
         }
-        Ok((References { ids: references, pieces, backups }, failures))
+        Ok(None)
     }
 }
