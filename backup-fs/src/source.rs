@@ -48,7 +48,9 @@ mod walk;
 ///
 /// A file system has no snapshot that an ordinary process could take, so each file is taken at its own moment;
 /// the details say so (`"consistency": "per-file"`). For one moment for all, take a snapshot of the volume (LVM,
-/// btrfs, ZFS) and name its mount point as root. A file that changes while it is read is never silently torn:
+/// btrfs, ZFS) and name its mount point as root. A file that changes while it is read is noticed by its size, mtime and
+/// ctime, which are compared before and after. Two changes within one tick of the kernel's clock can have the same times, so
+/// a file that changed in the last 20 ms (2 s where times have no fraction of a second) is read only when that time has passed.
 ///
 /// * A file up to 256 KiB is read again, up to twice. A larger one goes into the archive as it is read, cut or
 ///   filled with zeros to the size it was announced with.
@@ -58,6 +60,11 @@ mod walk;
 /// * A file or directory that cannot be read fails the backup at its end, with the first of them named, unless
 ///   [`allow_unreadable`](DirectorySourceBuilder::allow_unreadable) is set; then each gives the warning
 ///   `file-unreadable`.
+///
+/// **Limits.** Not every write shows in the times: not one through a memory map that had made its page dirty before, nor what a
+/// single long call of `write` still brings after it stamped the file. A database that is running is therefore backed
+/// up by its own tools, and a program that maps its files from a snapshot of the volume. On a network file system, a server whose
+/// clock is behind this machine's by more than the tick hides changes of the last tick.
 ///
 /// # Incremental backups
 ///

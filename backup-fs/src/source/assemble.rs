@@ -10,14 +10,14 @@ use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::attributes;
-use super::entry::{Found, Meta, Place, Problem, SMALL, open, read_small};
+use super::entry::{Found, Meta, Place, Problem, SMALL, open, read_small, settle};
 use super::notes::Notes;
 use super::output::{Output, stopped};
 use super::owners::Owners;
 use super::parent::{self, CHANGED, RACY};
 use super::readahead::{Looked, Window, content_length};
 use super::stream::{Trouble, copy, holes};
-use crate::canonical::{Canonical, PROOF_NAME};
+use crate::canonical::{Canonical, FileTime, PROOF_NAME};
 use crate::config::Config;
 use crate::tar::write::{Body, Member, padding};
 
@@ -45,6 +45,15 @@ fn recipe() -> Recipe {
 struct FirstName {
     path: Vec<u8>,
     others: u64,
+    /// What it was when it was archived: the number of an inode may be given to another file meanwhile.
+    was: Version,
+}
+
+/// Size, mtime and ctime: what tells one version of a file from the next.
+type Version = (u64, FileTime, FileTime);
+
+fn version(meta: &Meta) -> Version {
+    (meta.size, meta.mtime, meta.ctime)
 }
 
 /// Takes entries out of the window and writes them. See the [module](self).
@@ -220,10 +229,13 @@ impl Assembler {
                 },
                 Err(problem) => return Ok(Err(problem)),
             }
-            meta = Meta::of(&opened.stat);
         }
-        meta.xattrs = match attributes::of_file(&opened.file) {
-            Ok(xattrs) => xattrs,
+        let settled = match settle(&mut opened) {
+            Ok(settled) => settled,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        meta = match attributes::of_file(&opened.file) {
+            Ok(attributes) => Meta::of(&opened.stat).with(attributes),
             Err(problem) => return Ok(Err(problem)),
         };
         let size = meta.size;
@@ -236,7 +248,10 @@ impl Assembler {
         if let Some((encoded, _)) = &sparse {
             self.out.write(encoded)?;
         }
-        let streamed = copy(&opened, size, sparse.as_ref().map(|(_, map)| map), &mut self.out)?;
+        let mut streamed = copy(&opened, size, sparse.as_ref().map(|(_, map)| map), &mut self.out)?;
+        if !settled {
+            streamed.trouble.get_or_insert(Trouble::Changed);
+        }
         self.out.write_zeros(padding(body.stored()) as u64)?;
         let mut attributes = Map::new();
         if sparse.is_some() {
@@ -280,6 +295,11 @@ impl Assembler {
         }
         let key = (meta.dev, meta.inode);
         let Some(first) = self.links.get_mut(&key) else { return Ok(false) };
+        if first.was != version(meta) {
+            self.links.remove(&key);
+            self.notes.unlinked(path);
+            return Ok(false);
+        }
         first.others = first.others.saturating_sub(1);
         let target = if first.others == 0 {
             self.links.remove(&key).map(|first| first.path).unwrap_or_default()
@@ -296,7 +316,7 @@ impl Assembler {
     /// Remembers the first name of an inode that has several.
     fn remember(&mut self, path: &[u8], meta: &Meta) {
         if meta.links > 1 {
-            let first = FirstName { path: path.to_vec(), others: meta.links - 1 };
+            let first = FirstName { path: path.to_vec(), others: meta.links - 1, was: version(meta) };
             self.links.insert((meta.dev, meta.inode), first);
         }
     }
@@ -366,6 +386,9 @@ impl Assembler {
                 self.remember(path, meta);
             }
             self.describe(meta, &mut attributes);
+            if meta.hidden_xattrs {
+                self.notes.hidden_xattrs(path);
+            }
         }
         self.proof.merge(&proof);
         self.items.push(&Item {
@@ -408,4 +431,34 @@ struct Written {
     artifact: String,
     offset: u64,
     length: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Runtime;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_another_version_is_not_a_further_name_of_the_first() {
+        let runtime = Runtime::new().unwrap();
+        let (announce, _artifacts) = mpsc::channel(1);
+        let cancelled = backup_core::CancellationToken::new();
+        let out = Output::new(announce, 1 << 20, runtime.handle().clone(), cancelled);
+        let mut assembler = Assembler::new(out);
+        let file = tempfile::tempfile().unwrap();
+        let mut meta = Meta::of(&rustix::fs::fstat(&file).unwrap());
+        meta.links = 3;
+        let later = FileTime { seconds: meta.ctime.seconds, nanos: meta.ctime.nanos ^ 1 };
+        for other in [
+            Meta { size: 1, ..meta.clone() },
+            Meta { ctime: later, ..meta.clone() },
+            Meta { mtime: later, ..meta.clone() },
+        ] {
+            assembler.remember(b"first", &meta);
+            assert!(!assembler.linked(b"second", &other).unwrap());
+            assert!(assembler.links.is_empty(), "what was recorded of it is over");
+        }
+    }
 }

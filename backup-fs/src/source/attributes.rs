@@ -20,8 +20,16 @@ const USUAL: usize = 1024;
 /// Bytes of attributes a member may have; the rest of the records needs some room.
 const MAX_TOTAL: usize = MAX_RECORDS - 64 * 1024;
 
+/// The extended attributes of an entry.
+#[derive(Debug, Default)]
+pub(crate) struct Attributes {
+    pub(crate) xattrs: Xattrs,
+    /// Whether there are others, which this process may not read.
+    pub(crate) hidden: bool,
+}
+
 /// The attributes of an open file or directory.
-pub(crate) fn of_file(file: impl AsFd) -> Result<Xattrs, Problem> {
+pub(crate) fn of_file(file: impl AsFd) -> Result<Attributes, Problem> {
     collect(
         |list| flistxattr(&file, spare_capacity(list)),
         |name, value| fgetxattr(&file, name, spare_capacity(value)),
@@ -29,7 +37,7 @@ pub(crate) fn of_file(file: impl AsFd) -> Result<Xattrs, Problem> {
 }
 
 /// The attributes of an entry itself, even if it is a symbolic link.
-pub(crate) fn of_path(dir: &OwnedFd, name: &CString) -> Result<Xattrs, Problem> {
+pub(crate) fn of_path(dir: &OwnedFd, name: &CString) -> Result<Attributes, Problem> {
     // There is no `llistxattrat` before Linux 6.13; the kernel resolves this path to the same directory.
     let path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name.as_bytes()].concat();
     let found = collect(
@@ -38,7 +46,7 @@ pub(crate) fn of_path(dir: &OwnedFd, name: &CString) -> Result<Xattrs, Problem> 
     );
     match found {
         // Without `/proc` there is no way to them; links and pipes hardly ever have any.
-        Err(Problem::Vanished) if !Path::new("/proc/self/fd").exists() => Ok(Xattrs::new()),
+        Err(Problem::Vanished) if !Path::new("/proc/self/fd").exists() => Ok(Attributes::default()),
         found => found,
     }
 }
@@ -46,12 +54,12 @@ pub(crate) fn of_path(dir: &OwnedFd, name: &CString) -> Result<Xattrs, Problem> 
 fn collect(
     mut list: impl FnMut(&mut Vec<u8>) -> Result<usize, Errno>,
     mut get: impl FnMut(&[u8], &mut Vec<u8>) -> Result<usize, Errno>,
-) -> Result<Xattrs, Problem> {
-    let mut xattrs = Xattrs::new();
+) -> Result<Attributes, Problem> {
+    let mut found = Attributes::default();
     let names = match whole(&mut list) {
         Ok(names) => names,
         // The file system has none.
-        Err(Errno::OPNOTSUPP) => return Ok(xattrs),
+        Err(Errno::OPNOTSUPP) => return Ok(found),
         Err(errno) => return Err(errno.into()),
     };
     let mut total = 0;
@@ -64,14 +72,15 @@ fn collect(
                 if total > MAX_TOTAL {
                     return Err(Problem::TooManyAttributes);
                 }
-                xattrs.insert(name.to_vec(), value);
+                found.xattrs.insert(name.to_vec(), value);
             }
-            // Removed since it was listed, or not for us to read, as the list does not know.
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}
+            // Removed since it was listed, or listed by a file system that does not have it.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(Errno::PERM) => found.hidden = true,
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(xattrs)
+    Ok(found)
 }
 
 /// Reads a list or value, into a larger buffer if it does not fit.
@@ -85,4 +94,30 @@ fn whole(mut read: impl FnMut(&mut Vec<u8>) -> Result<usize, Errno>) -> Result<V
         result => drop(result?),
     }
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_that_may_not_be_read_is_noticed_and_the_others_are_kept() {
+        let found = collect(
+            |list| {
+                list.extend_from_slice(b"user.a\0user.hidden\0user.gone\0security.selinux\0");
+                Ok(list.len())
+            },
+            |name, value| match name {
+                b"user.hidden" => Err(Errno::PERM),
+                b"user.gone" => Err(Errno::NODATA),
+                _ => {
+                    value.extend_from_slice(b"value");
+                    Ok(value.len())
+                }
+            },
+        )
+        .unwrap();
+        assert!(found.hidden);
+        assert_eq!(found.xattrs, Xattrs::from([(b"user.a".to_vec(), b"value".to_vec())]));
+    }
 }

@@ -3,14 +3,15 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backup_core::{Digest, Item, Warning};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
-use super::attributes;
+use super::attributes::{self, Attributes};
 use crate::canonical::{FileTime, Xattrs};
 
 /// Files up to this size are read whole, ahead of their turn; larger ones are streamed.
@@ -19,6 +20,10 @@ pub(crate) const SMALL: u64 = 256 * 1024;
 const RETRIES: u32 = 2;
 /// Coarsest granularity of times on file systems in use (FAT, some network file systems).
 const RACY_SECONDS: i64 = 2;
+/// Two changes closer than this may get the same time: kernels stamp files by their clock tick, at most 10 ms apart.
+const TICK: Duration = Duration::from_millis(20);
+/// The same for file systems that keep no fraction of a second (ext2, ext3, FAT).
+const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// Where an entry is: an open directory and the name in it. No path is resolved twice, so nothing that is moved
 /// while the tree is read can lead elsewhere.
@@ -43,6 +48,8 @@ pub(crate) struct Meta {
     /// It was changed so recently that another change may leave the same times.
     pub(crate) racy: bool,
     pub(crate) xattrs: Xattrs,
+    /// Whether it has attributes that this process may not read.
+    pub(crate) hidden_xattrs: bool,
 }
 
 impl Meta {
@@ -62,7 +69,15 @@ impl Meta {
             links: stat.st_nlink,
             racy: mtime.max(ctime).seconds >= now().saturating_sub(RACY_SECONDS),
             xattrs: Xattrs::new(),
+            hidden_xattrs: false,
         }
+    }
+
+    /// Adds the extended attributes.
+    pub(crate) fn with(mut self, attributes: Attributes) -> Self {
+        self.xattrs = attributes.xattrs;
+        self.hidden_xattrs = attributes.hidden;
+        self
     }
 }
 
@@ -146,19 +161,16 @@ fn look(at: &Place, hint: FileType, parent: Option<Box<Item>>) -> Result<Found, 
         }
     }
     let stat = status(at)?;
-    let mut meta = Meta::of(&stat);
+    let meta = Meta::of(&stat);
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if hint == FileType::RegularFile => Ok(Found::Stream),
         FileType::RegularFile => small_file(at),
         FileType::Symlink => {
             let target = readlinkat(&at.dir, &at.name, Vec::new())?.into_bytes();
-            meta.xattrs = attributes::of_path(&at.dir, &at.name)?;
+            let meta = meta.with(attributes::of_path(&at.dir, &at.name)?);
             Ok(Found::Symlink { meta, target })
         }
-        FileType::Fifo => {
-            meta.xattrs = attributes::of_path(&at.dir, &at.name)?;
-            Ok(Found::Fifo(meta))
-        }
+        FileType::Fifo => Ok(Found::Fifo(meta.with(attributes::of_path(&at.dir, &at.name)?))),
         FileType::Socket => Ok(Found::Socket),
         // A directory in the place of something else: its content was not listed, so it counts as gone.
         FileType::Directory => Err(Problem::Vanished),
@@ -199,6 +211,7 @@ fn small_file(at: &Place) -> Result<Found, Problem> {
 pub(crate) fn read_small(at: &Place, mut opened: Opened) -> Result<Found, Problem> {
     let mut attempt = 0;
     loop {
+        let settled = settle(&mut opened)?;
         let mut meta = Meta::of(&opened.stat);
         // A file that grew past the limit between two attempts is no longer a small one.
         if meta.size > SMALL {
@@ -216,9 +229,9 @@ pub(crate) fn read_small(at: &Place, mut opened: Opened) -> Result<Found, Proble
                 Err(errno) => return Err(errno.into()),
             }
         }
-        meta.xattrs = attributes::of_file(&opened.file)?;
+        meta = meta.with(attributes::of_file(&opened.file)?);
         let after = fstat(&opened.file)?;
-        let quiet = same(&opened.stat, &after) && content.len() == size;
+        let quiet = settled && same(&opened.stat, &after) && content.len() == size;
         if quiet || attempt == RETRIES {
             content.truncate(size);
             meta.size = content.len() as u64;
@@ -228,6 +241,28 @@ pub(crate) fn read_small(at: &Place, mut opened: Opened) -> Result<Found, Proble
         attempt += 1;
         opened = open(at)?;
     }
+}
+
+/// Waits until a change from now on must show in the file's times, where the last one is so recent that it need not.
+/// `false` if the file changed even while it was waited for.
+///
+/// From the look that `opened` then holds to any later one, equal times mean that nothing was written in between.
+/// Waiting the whole tick after looking makes this true even where the times come from a server whose clock is ahead.
+pub(crate) fn settle(opened: &mut Opened) -> Result<bool, Problem> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Some(tick) = unsettled(&opened.stat, since) else { return Ok(true) };
+    sleep(tick);
+    let before = std::mem::replace(&mut opened.stat, fstat(&opened.file)?);
+    Ok(same(&before, &opened.stat))
+}
+
+/// How long to wait for the times of a file, at `now` after 1970, to tell one change from the next.
+fn unsettled(stat: &Stat, now: Duration) -> Option<Duration> {
+    let changed = file_time(stat.st_ctime, stat.st_ctime_nsec);
+    let tick = if changed.nanos == 0 { COARSE_TICK } else { TICK };
+    let safe_until = i128::try_from(now.saturating_sub(tick).as_nanos()).unwrap_or(i128::MAX);
+    let changed = i128::from(changed.seconds) * 1_000_000_000 + i128::from(changed.nanos);
+    (changed > safe_until).then_some(tick)
 }
 
 /// Whether a file was left alone between two looks at it.

@@ -18,6 +18,8 @@ pub(crate) struct Notes {
     unlisted: u64,
     unreadable: Vec<String>,
     unreadable_count: u64,
+    hidden_xattrs: u64,
+    first_hidden: Option<String>,
     pub(crate) files: u64,
     pub(crate) unchanged: u64,
     pub(crate) directories: u64,
@@ -45,6 +47,21 @@ impl Notes {
     pub(crate) fn changed(&mut self, path: &[u8], how: &str) {
         let path = ItemPath::new(path);
         self.warn(Warning::new("file-changed-while-read", format!("{path}: {how}")));
+    }
+
+    /// A further name of a file that is no longer what was archived under its first one.
+    pub(crate) fn unlinked(&mut self, path: &[u8]) {
+        let path = ItemPath::new(path);
+        let message = format!(
+            "{path}: the file changed since another name of it was archived; it is archived as a file of its own"
+        );
+        self.warn(Warning::new("hard-link-not-kept", message));
+    }
+
+    /// An entry with extended attributes that could not be read.
+    pub(crate) fn hidden_xattrs(&mut self, path: &[u8]) {
+        self.hidden_xattrs += 1;
+        self.first_hidden.get_or_insert_with(|| ItemPath::new(path).to_string());
     }
 
     /// A device node that was left out.
@@ -91,6 +108,14 @@ impl Notes {
                 )
                 .with("count", self.unreadable_count)
                 .with("first", named.join("; ")));
+        }
+        if let Some(first) = &self.first_hidden {
+            let entries = if self.hidden_xattrs == 1 { "entry" } else { "entries" };
+            let message = format!(
+                "extended attributes of {} {entries}, such as {first}, may not be read and are not archived; run as root",
+                self.hidden_xattrs
+            );
+            self.warnings.push(Warning::new("xattr-unreadable", message));
         }
         if self.unlisted > 0 {
             let message = format!("{} further warnings are not listed", self.unlisted);

@@ -164,11 +164,9 @@ impl Walker<'_> {
         dir: OwnedFd,
         device: u64,
     ) -> Result<(), Halt> {
-        let described = fstat(&dir).map_err(Problem::from).and_then(|stat| {
-            let mut meta = Meta::of(&stat);
-            meta.xattrs = attributes::of_file(&dir)?;
-            Ok(meta)
-        });
+        let described = fstat(&dir)
+            .map_err(Problem::from)
+            .and_then(|stat| Ok(Meta::of(&stat).with(attributes::of_file(&dir)?)));
         let meta = match described {
             Ok(meta) => meta,
             Err(problem) => return Ok(self.window.push_found(path, Found::Problem(problem))?),
