@@ -7,6 +7,7 @@ mod existing;
 mod extract;
 mod layout;
 mod metadata;
+mod mounts;
 mod notes;
 mod owners;
 mod prove;
@@ -14,7 +15,9 @@ mod record;
 mod remove;
 mod restore;
 mod stage;
+mod stop;
 mod swap;
+mod times;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +50,12 @@ pub(crate) const OPERATION: &str = "restore directory";
 ///   *in place* changes it in both.
 ///
 /// Nothing should write into the destination while it is restored: such writes go to the old tree.
+///
+/// A destination in which another file system, or anything by a bind mount, is mounted is not replaced, because the mount would
+/// move away with the old tree: unmount it first. Nothing that is mounted in a tree is ever removed with it.
+///
+/// Times that the destination's file system cannot keep (FAT has two seconds, ext3 one, and both end somewhere) are rounded
+/// and kept in its range; the report has the warning `time-not-kept`.
 ///
 /// Names that are absolute or contain `..`, members that lie below anything but a directory, links to what the
 /// archive does not hold, device nodes, and archives that unpack to much more than was recorded are refused
@@ -123,8 +132,11 @@ impl RestoreTarget for DirectoryTarget {
         }
         let layout = layout::Layout::for_plan(plan, self.options.strip).await?;
         let (path, options, plan) = (self.path.clone(), self.options.clone(), plan.clone());
-        let shared = blocking(move || restore::Shared::begin(&path, &options, &plan, layout)).await?;
-        Ok(Box::new(DirectoryRestore::new(Arc::new(shared))))
+        let stop = stop::Stop::default();
+        // If the caller gives up while this waits, the thread hears of it.
+        let on_drop = stop.on_drop();
+        let shared = blocking(move || restore::Shared::begin(&path, &options, &plan, layout, stop)).await?;
+        Ok(Box::new(DirectoryRestore::new(Arc::new(shared), on_drop)))
     }
 }
 

@@ -40,8 +40,14 @@ pub(super) fn open(root: &Root, key: &Key, range: Option<Range<u64>>) -> Result<
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
             0..size
         }
-        Some(range) if range.start > range.end || range.start > size => {
-            return Err(Error::invalid(OPERATION, "the range lies outside the object")
+        Some(range) if range.start > range.end => {
+            return Err(Error::invalid(OPERATION, "the range ends before it begins")
+                .with("key", key)
+                .with("range", format_args!("{}..{}", range.start, range.end)));
+        }
+        // Ranges come from manifests and indexes, which know how long the object was when it was written.
+        Some(range) if range.start > size => {
+            return Err(Error::corrupt(OPERATION, "the object is shorter than it was: it was cut off")
                 .with("key", key)
                 .with("range", format_args!("{}..{}", range.start, range.end))
                 .with("size", size));

@@ -10,15 +10,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use backup_core::{Error, ItemPath, Result};
-use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::fs::{Mode, OFlags, mkdirat};
 use rustix::io::Errno;
 
+use super::mounts::open_here;
 use super::{OPERATION, failed};
 
 /// Handles remembered at once. Far below the usual limit of 1024 open files.
 const CACHE: usize = 128;
-
-const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 #[derive(Debug)]
 pub(crate) struct Dirs {
@@ -69,10 +68,10 @@ impl Dirs {
             let rest = place.get(at..).unwrap_or(&[]);
             let length = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
             let (name, path) = (rest.get(..length).unwrap_or(&[]), place.get(..at + length).unwrap_or(&[]));
-            let next = match openat(&current, name, WALK, Mode::empty()) {
+            let next = match open_here(&current, name, OFlags::PATH) {
                 Err(Errno::NOENT) => {
                     absent(&current, (path, name))?;
-                    openat(&current, name, WALK, Mode::empty())?
+                    open_here(&current, name, OFlags::PATH)?
                 }
                 other => other?,
             };

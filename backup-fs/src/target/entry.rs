@@ -2,8 +2,9 @@
 
 use backup_core::ItemKind;
 
-use super::notes::{ACL_UNKNOWN, Notes, OWNER_LEFT, SETUID_DROPPED, XATTR_FOREIGN};
+use super::notes::{ACL_UNKNOWN, Notes, OWNER_LEFT, SETUID_DROPPED, TIME_NOT_KEPT, XATTR_FOREIGN};
 use super::owners::{Planned, Resolver};
+use super::times::Times;
 use crate::acl;
 use crate::canonical::{ACL_ACCESS, ACL_DEFAULT, FileTime, Xattrs, is_recorded_xattr};
 use crate::tar::read::Member;
@@ -38,6 +39,7 @@ pub(crate) struct PlannedMeta {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) mtime: FileTime,
     /// Whether the owner has to be set.
     pub(crate) set_owner: bool,
 }
@@ -49,6 +51,7 @@ impl Entry {
         item: Vec<u8>,
         place: Vec<u8>,
         owners: &Resolver,
+        times: &Times,
         notes: &Notes,
     ) -> Self {
         let owner = owners.plan(&member);
@@ -60,8 +63,12 @@ impl Entry {
             mode: planned_mode(member.mode, kind, owner, notes, &item),
             uid: owner.uid,
             gid: owner.gid,
+            mtime: times.kept(member.mtime),
             set_owner: owner.set,
         };
+        if planned.mtime != member.mtime {
+            notes.add(TIME_NOT_KEPT, &item);
+        }
         let (mode, uid, gid, mtime) = (member.mode, member.uid, member.gid, member.mtime);
         let link = member.link.clone();
         let xattrs = attributes(member, owners, notes, &item);

@@ -4,49 +4,45 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use backup_core::{Error, Item, ItemKind, ItemPath, Result};
+use backup_core::{Error, Item, ItemKind, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, linkat, mkdirat, openat};
 use rustix::io::Errno;
 
 use super::dirs::Dirs;
 use super::layout::{Layout, clean, split};
 use super::metadata::{Handle, observe};
+use super::mounts::explained;
 use super::prove::{Buffer, canonical_of_file, digest};
 use super::record::Record;
 use super::remove::{join, list};
 use super::restore::{Directory, Tree};
+use super::stop::Stop;
 use super::{OPERATION, failed};
 
 #[derive(Debug)]
 pub(crate) struct Existing {
-    root: Arc<OwnedFd>,
     dirs: Dirs,
     /// Inodes that were linked, so that two items never become one file.
     linked: HashSet<u64>,
     buffer: Buffer,
+    stop: Stop,
 }
 
 impl Existing {
-    pub(crate) fn new(root: Arc<OwnedFd>) -> Self {
-        Self { dirs: Dirs::new(Arc::clone(&root)), root, linked: HashSet::new(), buffer: Buffer::new() }
+    pub(crate) fn new(root: Arc<OwnedFd>, stop: &Stop) -> Self {
+        Self { dirs: Dirs::new(root), linked: HashSet::new(), buffer: Buffer::new(stop), stop: stop.clone() }
     }
 
     /// Links everything into the staged tree that is not selected.
     pub(crate) fn keep_the_rest(&mut self, layout: &Layout, tree: &mut Tree) -> Result<()> {
         let io = |what, place: &[u8], e: Errno| failed(what, place, e);
-        let device = fstat(&self.root).map_err(|e| io("look at destination", b".", e))?.st_dev;
         let mut open = vec![Vec::new()];
         while let Some(place) = open.pop() {
-            let from = self.dirs.find(&place).map_err(|e| io("read existing directory", &place, e))?;
-            if fstat(&from).map_err(|e| io("read existing directory", &place, e))?.st_dev != device {
-                return Err(Error::invalid(
-                    OPERATION,
-                    "a file system is mounted inside the destination; unmount it, or restore beside it",
-                )
-                .with("directory", ItemPath::new(place)));
-            }
+            let from = self.dirs.find(&place);
+            let from = from.map_err(|e| explained(io("read existing directory", &place, e), e))?;
             let to = tree.dirs.find(&place).map_err(|e| io("keep existing directory", &place, e))?;
             for (name, is_dir) in list(&from).map_err(|e| io("read existing directory", &place, e))? {
+                self.stop.check()?;
                 let entry = join(&place, &name);
                 if layout.replaces(&entry) {
                     continue;
@@ -64,12 +60,10 @@ impl Existing {
                     linkat(&from, name.as_slice(), &to, name.as_slice(), AtFlags::empty()).map_err(|e| {
                         let error = io("keep existing file", &entry, e);
                         match e {
-                            Errno::PERM | Errno::ACCESS => error
-                                .message("another user's file cannot be linked; restore as root or elsewhere"),
-                            Errno::XDEV => error.message(
-                                "a file system is mounted inside the destination; unmount it, or restore beside it",
+                            Errno::PERM | Errno::ACCESS => error.message(
+                                "another user's file cannot be linked; restore as root or elsewhere",
                             ),
-                            _ => error,
+                            _ => explained(error, e),
                         }
                     })?;
                 }
@@ -102,9 +96,9 @@ impl Existing {
         if canonical_of_file(&name, &seen, sha256).proof() != proof.proof {
             return Ok(false);
         }
-        match digest(&file, &mut self.buffer) {
+        match digest(&file, &place, &mut self.buffer) {
             Ok((digest, size)) if digest == sha256 && size == item.size => {}
-            _ => return Ok(false),
+            _ => return self.stop.check().map(|()| false),
         }
         let to = tree.parent(above)?;
         match linkat(&dir, last, &to, last, AtFlags::empty()) {

@@ -22,6 +22,7 @@ use super::metadata::{Handle, apply};
 use super::notes::{LEFT_OUT, Notes};
 use super::record::Record;
 use super::restore::{Directory, Shared, Tree};
+use super::stop::Stop;
 use super::{OPERATION, failed};
 use crate::tar::read::{Archive, Chunks, Member, MemberKind};
 
@@ -102,7 +103,8 @@ impl Extractor<'_> {
     }
 
     fn entry(&self, member: Member, kind: ItemKind, item: Vec<u8>, place: Vec<u8>) -> Entry {
-        Entry::new(member, kind, item, place, &self.shared.owners, &self.shared.notes)
+        let Shared { owners, times, notes, .. } = self.shared;
+        Entry::new(member, kind, item, place, owners, times, notes)
     }
 
     fn directory(&mut self, member: Member, item: Vec<u8>) -> Result<()> {
@@ -149,7 +151,7 @@ impl Extractor<'_> {
             self.tree.spool.push(&Record::Staged(entry.clone()))?;
             return self.helpers.submit(&self.send, SmallFile { dir, entry, data });
         }
-        let (member, file) = write(member, &dir, split(&place).1, archive, None)?;
+        let (member, file) = write(member, &dir, split(&place).1, archive, None, &self.shared.stop)?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Staged(entry))
@@ -165,7 +167,8 @@ impl Extractor<'_> {
     ) -> Result<()> {
         let dir = self.tree.parent(split(&place).0)?;
         let mut hasher = Hasher::new();
-        let (member, file) = write(member, &dir, split(&place).1, archive, Some(&mut hasher))?;
+        let name = split(&place).1;
+        let (member, file) = write(member, &dir, name, archive, Some(&mut hasher), &self.shared.stop)?;
         let entry = self.entry(member, ItemKind::File, item, place);
         apply(&Handle::Open(file.as_fd()), &entry, &self.shared.notes)?;
         self.tree.spool.push(&Record::Content { entry, sha256: hasher.finish() })
@@ -213,8 +216,9 @@ impl Extractor<'_> {
 }
 
 /// Makes the links whose content came after them.
-pub(crate) fn finish_links(tree: &mut Tree) -> Result<()> {
+pub(crate) fn finish_links(tree: &mut Tree, stop: &Stop) -> Result<()> {
     for (content, place) in std::mem::take(&mut tree.late_links) {
+        stop.check()?;
         if !link_to(tree, &content, &place)? {
             return Err(leads_nowhere(&content));
         }
@@ -253,6 +257,7 @@ fn write(
     name: &[u8],
     archive: &mut Archive<impl Chunks>,
     mut hasher: Option<&mut Hasher>,
+    stop: &Stop,
 ) -> Result<(Member, File)> {
     let io = |e| failed("write file", &member.path, e);
     let mut file = create(dir, name).map_err(|e| exists_or(&member.path, "create file", e))?;
@@ -262,7 +267,7 @@ fn write(
         for extent in extents {
             let (mut at, end) = (extent.offset, extent.offset + extent.length);
             if let Some(hasher) = hasher.as_deref_mut() {
-                hash_zeros(hasher, at - covered);
+                hash_zeros(hasher, at - covered, stop)?;
                 covered = end;
             }
             while at < end {
@@ -277,7 +282,7 @@ fn write(
             }
         }
         if let Some(hasher) = hasher {
-            hash_zeros(hasher, member.size - covered);
+            hash_zeros(hasher, member.size - covered, stop)?;
         }
     } else {
         while let Some(data) = archive.data(PIECE)? {
@@ -304,13 +309,15 @@ fn exists_or(item: &[u8], what: &'static str, error: Errno) -> Error {
     }
 }
 
-fn hash_zeros(hasher: &mut Hasher, mut bytes: u64) {
+fn hash_zeros(hasher: &mut Hasher, mut bytes: u64, stop: &Stop) -> Result<()> {
     const ZEROS: [u8; 4096] = [0; 4096];
     while bytes > 0 {
+        stop.check()?;
         let now = usize::try_from(bytes).unwrap_or(ZEROS.len()).min(ZEROS.len());
         hasher.update(ZEROS.get(..now).unwrap_or(&ZEROS));
         bytes -= now as u64;
     }
+    Ok(())
 }
 
 /// Threads that write small files.

@@ -55,7 +55,7 @@ impl<'a> Handle<'a> {
         }
     }
 
-    fn set_mtime(&self, mtime: FileTime) -> Result<(), Errno> {
+    pub(crate) fn set_mtime(&self, mtime: FileTime) -> Result<(), Errno> {
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: i64::from(mtime.nanos) },
@@ -128,7 +128,7 @@ pub(crate) fn apply(handle: &Handle<'_>, entry: &Entry, notes: &Notes) -> Result
         handle.set_mode(planned.mode).map_err(|e| failed("set mode", &entry.item, e))?;
     }
     set_xattrs(handle, entry, notes, late)?;
-    handle.set_mtime(entry.mtime).map_err(|e| failed("set time", &entry.item, e))
+    handle.set_mtime(planned.mtime).map_err(|e| failed("set time", &entry.item, e))
 }
 
 fn set_xattrs(

@@ -34,6 +34,10 @@ pub(crate) const ACL_UNKNOWN: Note = Note {
     code: "acl-not-restored",
     sentence: "an access list names users or groups that do not exist here, or is not understood",
 };
+pub(crate) const TIME_NOT_KEPT: Note = Note {
+    code: "time-not-kept",
+    sentence: "a time is finer than this file system keeps, or outside of its range, and was brought to the nearest before",
+};
 pub(crate) const LEFT_OUT: Note = Note {
     code: "leading-directory-left-out",
     sentence: "a directory lies above the destination, because its leading components were stripped",

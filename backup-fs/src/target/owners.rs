@@ -78,6 +78,9 @@ pub(crate) struct Planned {
     pub(crate) same_group: bool,
 }
 
+/// Longest user or group name there is, in bytes (`LOGIN_NAME_MAX`).
+const MAX_NAME: usize = 256;
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Space {
     User,
@@ -176,7 +179,8 @@ impl Resolver {
     }
 
     fn known(&self, space: Space, name: &[u8]) -> Option<u32> {
-        if name.is_empty() {
+        // Archives can give names of any length, and they are remembered here.
+        if name.is_empty() || name.len() > MAX_NAME {
             return None;
         }
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);

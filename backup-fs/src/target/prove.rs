@@ -21,6 +21,7 @@ use super::layout::split;
 use super::metadata::{Handle, Observed, apply, copy, observe};
 use super::record::{Record, Records};
 use super::restore::{Directory, Shared, Tree};
+use super::stop::Stop;
 use super::{OPERATION, failed};
 use crate::canonical::{Canonical, PROOF_NAME, Xattrs};
 
@@ -32,15 +33,16 @@ const BUFFER: usize = 256 * 1024;
 
 /// Proves the files, gives the directories their metadata, and proves these.
 pub(crate) fn prove(shared: &Shared, tree: &mut Tree) -> Result<Proofs> {
-    finish_links(tree)?;
+    finish_links(tree, &shared.stop)?;
     let records = Mutex::new(tree.spool.read()?);
     let root = &shared.stage.tree;
     let mut total = Proven::default();
     std::thread::scope(|scope| -> Result<()> {
         // What is staged goes to disk while it is read back from memory.
         let syncing = scope.spawn(|| rustix::fs::syncfs(root));
-        let threads: Vec<_> =
-            (0..THREADS).map(|_| scope.spawn(|| prove_records(&records, Arc::clone(root)))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| prove_records(&records, Arc::clone(root), &shared.stop)))
+            .collect();
         for thread in threads {
             total.merge(thread.join().map_err(|_| panicked())??);
         }
@@ -102,7 +104,7 @@ fn with_recorded(
         mode: recorded_if(seen.mode == planned.mode, entry.mode, seen.mode),
         uid: recorded_if(seen.uid == planned.uid, entry.uid, seen.uid),
         gid: recorded_if(seen.gid == planned.gid, entry.gid, seen.gid),
-        mtime: seen.mtime,
+        mtime: if seen.mtime == planned.mtime { entry.mtime } else { seen.mtime },
         link,
         sha256,
         xattrs: &xattrs,
@@ -125,9 +127,9 @@ pub(crate) fn canonical_of_file<'a>(item: &'a [u8], seen: &'a Observed, sha256: 
     }
 }
 
-fn prove_records(records: &Mutex<Records>, root: Arc<OwnedFd>) -> Result<Proven> {
+fn prove_records(records: &Mutex<Records>, root: Arc<OwnedFd>, stop: &Stop) -> Result<Proven> {
     let mut dirs = Dirs::new(root);
-    let mut buffer = Buffer::new();
+    let mut buffer = Buffer::new(stop);
     let mut proven = Proven::default();
     loop {
         let batch = {
@@ -138,6 +140,7 @@ fn prove_records(records: &Mutex<Records>, root: Arc<OwnedFd>) -> Result<Proven>
             return Ok(proven);
         }
         for record in batch {
+            stop.check()?;
             prove_record(&record, &mut dirs, &mut buffer, &mut proven)?;
         }
     }
@@ -175,7 +178,7 @@ fn prove_record(record: &Record, dirs: &mut Dirs, buffer: &mut Buffer, proven: &
                 mode: entry.planned.mode,
                 uid: entry.planned.uid,
                 gid: entry.planned.gid,
-                mtime: entry.mtime,
+                mtime: entry.planned.mtime,
                 ..seen.clone()
             };
             let mut none = BTreeMap::new();
@@ -226,7 +229,7 @@ fn read_file(place: &[u8], dirs: &mut Dirs, buffer: &mut Buffer) -> Result<(Obse
         other => other.map_err(io)?,
     };
     let seen = observe(&Handle::Open(file.as_fd())).map_err(io)?;
-    let (sha256, _) = digest(&file, buffer).map_err(|e| failed("read back", place, e))?;
+    let (sha256, _) = digest(&file, place, buffer)?;
     Ok((seen, sha256))
 }
 
@@ -242,27 +245,32 @@ fn open_unreadable(dir: &OwnedFd, name: &[u8], flags: OFlags) -> Result<OwnedFd,
 
 /// Memory to read into, kept from file to file.
 #[derive(Debug)]
-pub(crate) struct Buffer(Vec<u8>);
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    stop: Stop,
+}
 
 impl Buffer {
-    pub(crate) fn new() -> Self {
-        Self(vec![0; BUFFER])
+    pub(crate) fn new(stop: &Stop) -> Self {
+        Self { bytes: vec![0; BUFFER], stop: stop.clone() }
     }
 }
 
 /// SHA-256 and length of what a file holds.
-pub(crate) fn digest(file: &OwnedFd, buffer: &mut Buffer) -> std::io::Result<(Digest, u64)> {
-    let mut file = File::from(file.try_clone()?);
+pub(crate) fn digest(file: &OwnedFd, place: &[u8], buffer: &mut Buffer) -> Result<(Digest, u64)> {
+    let io = |e| failed("read back", place, e);
+    let mut file = File::from(file.try_clone().map_err(io)?);
     let (mut hasher, mut size) = (Hasher::new(), 0);
     loop {
-        match file.read(&mut buffer.0) {
+        buffer.stop.check()?;
+        match file.read(&mut buffer.bytes) {
             Ok(0) => return Ok((hasher.finish(), size)),
             Ok(n) => {
-                hasher.update(buffer.0.get(..n).unwrap_or(&[]));
+                hasher.update(buffer.bytes.get(..n).unwrap_or(&[]));
                 size += n as u64;
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            Err(e) => return Err(io(e)),
         }
     }
 }
@@ -274,6 +282,7 @@ fn directories(shared: &Shared, tree: &mut Tree, proven: &mut Proven) -> Result<
     let root = shared.stage.tree.as_fd();
     // A path sorts after what it begins with, so the reverse order meets children before their parents.
     for (place, directory) in tree.directories.iter().rev() {
+        shared.stop.check()?;
         let io = |e: Errno| failed("finish directory", place, e);
         let opened = if place.is_empty() {
             None

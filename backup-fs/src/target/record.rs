@@ -136,12 +136,13 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     });
     out.push(u8::from(entry.planned.set_owner));
     let planned = &entry.planned;
-    for number in
-        [entry.mode, entry.uid, entry.gid, planned.mode, planned.uid, planned.gid, entry.mtime.nanos]
-    {
+    for number in [entry.mode, entry.uid, entry.gid, planned.mode, planned.uid, planned.gid] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    out.extend_from_slice(&entry.mtime.seconds.to_le_bytes());
+    for time in [entry.mtime, planned.mtime] {
+        out.extend_from_slice(&time.seconds.to_le_bytes());
+        out.extend_from_slice(&time.nanos.to_le_bytes());
+    }
     put_all(out, [&entry.item, &entry.place, &entry.link]);
     for (name, value) in &entry.xattrs {
         put(out, name);
@@ -186,6 +187,11 @@ impl Fields<'_> {
         self.array().map(u32::from_le_bytes)
     }
 
+    fn time(&mut self) -> Option<FileTime> {
+        let seconds = i64::from_le_bytes(self.array()?);
+        Some(FileTime { seconds, nanos: self.number()? })
+    }
+
     fn bytes(&mut self) -> Option<Vec<u8>> {
         let length = usize::try_from(u64::from_le_bytes(self.array()?)).ok()?;
         let (head, rest) = self.0.split_at_checked(length)?;
@@ -202,10 +208,15 @@ impl Fields<'_> {
         };
         let set_owner = self.byte()? != 0;
         let (mode, uid, gid) = (self.number()?, self.number()?, self.number()?);
-        let planned =
-            PlannedMeta { mode: self.number()?, uid: self.number()?, gid: self.number()?, set_owner };
-        let nanos = self.number()?;
-        let mtime = FileTime { seconds: i64::from_le_bytes(self.array()?), nanos };
+        let (planned_mode, planned_uid, planned_gid) = (self.number()?, self.number()?, self.number()?);
+        let (mtime, planned_mtime) = (self.time()?, self.time()?);
+        let planned = PlannedMeta {
+            mode: planned_mode,
+            uid: planned_uid,
+            gid: planned_gid,
+            mtime: planned_mtime,
+            set_owner,
+        };
         let (item, place, link) = (self.bytes()?, self.bytes()?, self.bytes()?);
         let mut xattrs = Xattrs::new();
         loop {
@@ -238,7 +249,13 @@ mod tests {
                 (b"user.a".to_vec(), Vec::new()),
                 (b"user.b".to_vec(), b"\0\x01".to_vec()),
             ]),
-            planned: PlannedMeta { mode: 0o755, uid: 3, gid: 4, set_owner: true },
+            planned: PlannedMeta {
+                mode: 0o755,
+                uid: 3,
+                gid: 4,
+                mtime: FileTime { seconds: -6, nanos: 0 },
+                set_owner: true,
+            },
         };
         let names = |n: usize| vec![b'x'; n];
         let all = [

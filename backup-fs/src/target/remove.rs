@@ -1,17 +1,19 @@
-//! Removing a tree without following links and without a handle per level.
+//! Removing a tree without following links, without entering what is mounted in it, and without a handle per level.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use backup_core::Result;
+use backup_core::{Error, Result};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir, fchmod, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::dirs::Dirs;
-use super::failed;
 use super::layout::split;
+use super::mounts::{explained, open_here};
 
 /// Removes what `name` in `parent` is, with everything below it. Absent is fine.
+///
+/// Where a file system, or another part of the same one, is mounted, nothing is removed and the call fails.
 pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -61,10 +63,13 @@ pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
     }
 }
 
+fn failed(what: &'static str, path: &[u8], errno: Errno) -> Error {
+    explained(super::failed(what, path, errno), errno)
+}
+
 /// Opens a directory for listing. Its owner may have restored it without the right to look into it.
 fn open_writable(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || openat(parent, name, flags, Mode::empty());
+    let open = || open_here(parent, name, OFlags::RDONLY);
     let dir = match open() {
         Err(Errno::ACCESS) => {
             let handle = super::metadata::Handle::named(parent.as_fd(), name)?;

@@ -25,7 +25,9 @@ use super::owners::Resolver;
 use super::prove::prove;
 use super::record::Spool;
 use super::stage::{Destination, Found, Stage};
+use super::stop::{Stop, StopOnDrop};
 use super::swap::swap;
+use super::times::Times;
 use super::{OPERATION, Options, blocking};
 
 /// Chunks on the way from the engine to the extracting thread.
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) owners: Resolver,
     pub(crate) notes: Notes,
     pub(crate) budget: Budget,
+    pub(crate) times: Times,
+    pub(crate) stop: Stop,
     existing: Option<Mutex<Existing>>,
     tree: Mutex<Tree>,
     pub(crate) stage: Stage,
@@ -81,7 +85,13 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Checks everything that can be checked, then creates the staging directory.
-    pub(crate) fn begin(path: &Path, options: &Options, plan: &RestorePlan, layout: Layout) -> Result<Self> {
+    pub(crate) fn begin(
+        path: &Path,
+        options: &Options,
+        plan: &RestorePlan,
+        layout: Layout,
+        stop: Stop,
+    ) -> Result<Self> {
         let owners = Resolver::new(options.owners.as_ref())?;
         let destination = Destination::find(path, plan.replace)?;
         if options.check_space {
@@ -90,10 +100,12 @@ impl Shared {
         }
         let budget = Budget::of(plan, layout.aliases());
         let stage = Stage::create(destination, plan.id)?;
+        let records = stage.file("records")?;
+        let times = Times::of(&records);
         let mut tree = Tree {
             dirs: Dirs::new(Arc::clone(&stage.tree)),
             directories: BTreeMap::new(),
-            spool: Spool::new(stage.file("records")?),
+            spool: Spool::new(records),
             items: 0,
             bytes: 0,
             late_links: Vec::new(),
@@ -107,7 +119,7 @@ impl Shared {
         tree.directories.insert(Vec::new(), root);
         let existing = match &stage.destination.found {
             Found::Tree { root, .. } => {
-                let mut existing = Existing::new(Arc::clone(root));
+                let mut existing = Existing::new(Arc::clone(root), &stop);
                 if layout.is_partial() {
                     existing.keep_the_rest(&layout, &mut tree)?;
                 }
@@ -115,7 +127,8 @@ impl Shared {
             }
             _ => None,
         };
-        Ok(Self { layout, owners, notes: Notes::default(), budget, existing, tree: Mutex::new(tree), stage })
+        let (notes, tree) = (Notes::default(), Mutex::new(tree));
+        Ok(Self { layout, owners, notes, budget, times, stop, existing, tree, stage })
     }
 
     fn tree(&self) -> MutexGuard<'_, Tree> {
@@ -158,6 +171,8 @@ impl Shared {
         }
         // All of it is on disk before any of it can be seen.
         rustix::fs::syncfs(&self.stage.tree).map_err(|e| Error::io("sync restored files", e.into()))?;
+        // From here on it is not stopped: the journal is for processes that die.
+        self.stop.check()?;
         let kept = swap(&self.stage, true, |_| Ok(()))?;
         let mut report = RestoreReport {
             items: tree.items,
@@ -190,11 +205,13 @@ enum Message {
 #[derive(Debug)]
 pub(crate) struct DirectoryRestore {
     shared: Arc<Shared>,
+    /// Ends the threads that still work for it.
+    stop: StopOnDrop,
 }
 
 impl DirectoryRestore {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(shared: Arc<Shared>, stop: StopOnDrop) -> Self {
+        Self { shared, stop }
     }
 }
 
@@ -237,12 +254,15 @@ impl Restore for DirectoryRestore {
     }
 
     async fn commit(self: Box<Self>) -> Result<(RestoreReport, Option<Box<dyn Undo>>)> {
-        let shared = self.shared;
-        blocking(move || shared.commit()).await
+        let Self { shared, stop } = *self;
+        let done = blocking(move || shared.commit()).await;
+        drop(stop);
+        done
     }
 
     async fn abort(self: Box<Self>) -> Result<()> {
-        let shared = self.shared;
+        let Self { shared, stop } = *self;
+        stop.now();
         blocking(move || {
             drop(shared.tree());
             shared.stage.remove()

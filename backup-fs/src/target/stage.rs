@@ -28,6 +28,7 @@ use rustix::io::Errno;
 
 use super::OPERATION;
 use super::metadata::{Handle, Observed, observe};
+use super::mounts::refuse_below;
 use super::remove::{is_empty, remove_tree};
 use crate::canonical::{ACL_ACCESS, ACL_DEFAULT};
 
@@ -87,6 +88,9 @@ impl Destination {
         let name = name.as_bytes().to_vec();
         super::swap::recover(&parent, &name)?;
         let found = Self::look(&parent, &name, replace).map_err(|e| e.with("destination", real.display()))?;
+        if let Found::Tree { .. } = found {
+            refuse_below(&real, OPERATION)?;
+        }
         Ok(Self { parent: Arc::new(parent), parent_path: parent_path.to_owned(), name, found })
     }
 

@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::{path_of, refuse_below};
 use super::remove::{list, remove_tree};
 use super::stage::{Found, Stage, TREE, prefix, random};
 use super::{OPERATION, blocking, failed};
@@ -97,6 +98,8 @@ pub(crate) fn swap(
             if inode(parent, name).map_err(io)? != Some(old) {
                 return Err(appeared());
             }
+            // Mounted while the restore ran.
+            refuse_below(&path_of(&destination.parent_path, name), OPERATION)?;
             let now = chrono::Utc::now().format("%Y%m%dT%H%M%SZ");
             let keep_as = destination.sibling(&format!("before-{now}-{}", random()?));
             let about = Journal {
@@ -280,8 +283,7 @@ pub(crate) struct Kept {
 impl Kept {
     /// Where the old tree is.
     pub(crate) fn path(&self) -> String {
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&self.old_name);
-        self.parent_path.join(name).display().to_string()
+        path_of(&self.parent_path, &self.old_name).display().to_string()
     }
 
     fn undo(&self) -> Result<()> {
@@ -293,6 +295,7 @@ impl Kept {
                 .message("the destination or the kept tree was moved or replaced meanwhile")
                 .with("kept", self.path()));
         }
+        refuse_below(&path_of(&self.parent_path, name), "put the old tree back")?;
         let discard = [prefix(name).as_slice(), b"discard-", random()?.as_bytes()].concat();
         match renameat_with(parent, kept, parent, name, RenameFlags::EXCHANGE) {
             Ok(()) => renameat(parent, kept, parent, discard.as_slice()).map_err(io)?,
@@ -315,6 +318,7 @@ impl Kept {
         match inode(parent, kept).map_err(io)? {
             None => Ok(()),
             Some(found) if found == self.old_inode => {
+                refuse_below(&path_of(&self.parent_path, kept), "remove the old tree")?;
                 let discard = [prefix(&self.name).as_slice(), b"discard-", random()?.as_bytes()].concat();
                 renameat(parent, kept, parent, discard.as_slice()).map_err(io)?;
                 remove_tree(parent, &discard)

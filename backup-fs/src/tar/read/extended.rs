@@ -73,6 +73,12 @@ impl Extended {
             return Err(Error::new(ErrorKind::Unsupported, OPERATION)
                 .message("a global header gives all members one name or size; this is never right"));
         }
+        // Each member would get a copy: a small archive would take any amount of memory.
+        if !new.xattrs.is_empty() || new.acl_access.is_some() || new.acl_default.is_some() {
+            return Err(Error::new(ErrorKind::Unsupported, OPERATION).message(
+                "a global header gives all members extended attributes or an access list; no known program writes this",
+            ));
+        }
         let old = std::mem::replace(self, new);
         self.inherit(&old);
         Ok(())
@@ -85,11 +91,6 @@ impl Extended {
         self.mtime = self.mtime.or(defaults.mtime);
         inherit_value(&mut self.user, defaults.user.as_ref());
         inherit_value(&mut self.group, defaults.group.as_ref());
-        inherit_value(&mut self.acl_access, defaults.acl_access.as_ref());
-        inherit_value(&mut self.acl_default, defaults.acl_default.as_ref());
-        for (name, value) in &defaults.xattrs {
-            self.xattrs.entry(name.clone()).or_insert_with(|| value.clone());
-        }
     }
 }
 

@@ -108,6 +108,7 @@ fn octal(field: &[u8]) -> Result<i128> {
     if rest.iter().any(|&b| b != 0 && b != b' ') || digits.iter().any(|&b| b > b'7') {
         return Err(Error::corrupt(OPERATION, "a number in a header is not a number"));
     }
+    // Cannot overflow: a field has at most 12 digits.
     Ok(digits.iter().fold(0, |value, &digit| value * 8 + i128::from(digit - b'0')))
 }
 
@@ -146,6 +147,7 @@ pub(super) fn decimal(text: &[u8]) -> Result<i128> {
     if text.is_empty() || text.len() > 30 || !text.iter().all(u8::is_ascii_digit) {
         return Err(Error::corrupt(OPERATION, "a number in an extended header is not a number"));
     }
+    // Cannot overflow: 30 digits take 100 bits.
     Ok(text.iter().fold(0, |value, &digit| value * 10 + i128::from(digit - b'0')))
 }
 
@@ -166,7 +168,8 @@ pub(super) fn time(text: &[u8]) -> Result<FileTime> {
         let digit = fraction.get(place).map_or(0, |d| d - b'0');
         nanoseconds = nanoseconds * 10 + i128::from(digit);
     }
-    let total = whole * 1_000_000_000 + nanoseconds;
+    let total = whole.checked_mul(1_000_000_000).and_then(|w| w.checked_add(nanoseconds));
+    let total = total.ok_or_else(too_large)?;
     let total = if negative { -total } else { total };
     let seconds = i64::try_from(total.div_euclid(1_000_000_000)).map_err(|_| too_large())?;
     let nanos = u32::try_from(total.rem_euclid(1_000_000_000)).map_err(|_| too_large())?;
