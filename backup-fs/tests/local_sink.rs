@@ -106,6 +106,19 @@ async fn files_and_directories_are_for_their_owner_alone() {
 }
 
 #[tokio::test]
+async fn a_range_beyond_the_end_of_an_object_is_damage_and_one_that_runs_backwards_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = LocalSink::init(dir.path().join("repo")).unwrap();
+    put_bytes(&sink, &key("a/b"), noise(1000, 1), new_note()).await.unwrap();
+    std::fs::File::options().write(true).open(dir.path().join("repo/a/b")).unwrap().set_len(100).unwrap();
+    let cut = sink.open(&key("a/b"), Some(500..600)).await.err().unwrap();
+    assert_eq!(cut.kind(), ErrorKind::Corrupt, "{cut}");
+    let (from, to) = (50, 20);
+    let backwards = sink.open(&key("a/b"), Some(from..to)).await.err().unwrap();
+    assert_eq!(backwards.kind(), ErrorKind::InvalidInput, "{backwards}");
+}
+
+#[tokio::test]
 async fn a_removed_repository_is_not_taken_for_an_empty_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("repo");

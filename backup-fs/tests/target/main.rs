@@ -9,7 +9,12 @@
 mod crash;
 mod engine;
 mod hostile;
+mod mounted;
+#[path = "../common/mounts.rs"]
+mod mounts;
 mod replace;
 mod round_trip;
+mod stopped;
 mod support;
+mod times;
 mod unprivileged;

@@ -37,8 +37,8 @@ fn member(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
     [raw(name, kind, data.len()).as_slice(), &padded(data)].concat()
 }
 
-/// An extended header with these records.
-fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
+/// The records of an extended header.
+fn records(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut all = Vec::new();
     for (keyword, value) in records {
         let body = keyword.len() + value.len() + 3;
@@ -50,7 +50,12 @@ fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
         all.extend_from_slice(value);
         all.push(b'\n');
     }
-    member("PaxHeaders/x", b'x', &all)
+    all
+}
+
+/// An extended header with these records.
+fn pax(of: &[(&str, &[u8])]) -> Vec<u8> {
+    member("PaxHeaders/x", b'x', &records(of))
 }
 
 type Read = Vec<(Member, Vec<u8>)>;
@@ -180,8 +185,10 @@ fn what_two_readers_could_read_differently_is_refused() {
     for (n, case) in cases.iter().enumerate() {
         assert_eq!(kind_of_error(case), ErrorKind::Corrupt, "case {n}");
     }
-    let global = member("g", b'g', b"11 path=ab\n");
-    assert_eq!(kind_of_error(&[global]), ErrorKind::Unsupported);
+    for keyword in ["path", "SCHILY.xattr.user.a", "SCHILY.acl.access", "SCHILY.acl.default"] {
+        let global = member("g", b'g', &records(&[(keyword, b"x")]));
+        assert_eq!(kind_of_error(&[global]), ErrorKind::Unsupported, "{keyword}");
+    }
 }
 
 #[test]
@@ -241,7 +248,19 @@ fn times_before_1970_and_long_fractions_are_read() {
         let all = read(&[pax(&[("mtime", text)]), member("f", b'0', b"")]).unwrap();
         assert_eq!(all[0].0.mtime, FileTime { seconds, nanos }, "{text:?}");
     }
-    for bad in [&b""[..], b"-", b"1e5", b"1.x", b"9223372036854775808", b"--1", b" 1"] {
+    let negative = [b"-".as_slice(), &[b'9'; 30]].concat();
+    for bad in [
+        negative.as_slice(),
+        b"",
+        b"-",
+        b"1e5",
+        b"1.x",
+        b"9223372036854775808",
+        b"--1",
+        b" 1",
+        &[b'9'; 30],
+        &[b'9'; 31],
+    ] {
         assert_eq!(kind_of_error(&[pax(&[("mtime", bad)]), member("f", b'0', b"")]), ErrorKind::Corrupt);
     }
 }
@@ -291,5 +310,85 @@ proptest! {
     #[test]
     fn almost_right_records_are_never_a_panic(records in "([0-9]{1,3} (path|size|mtime|GNU.sparse.(map|offset|numbytes|major|minor|realsize))=[-0-9.,]{0,12}\n){0,8}") {
         let _ = read(&[member("x", b'x', records.as_bytes()), member("f", b'0', b"x")]);
+    }
+}
+
+/// Numbers, and what is none, as somebody would write them who wants to break a reader.
+fn hostile_value() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        "-?[0-9]{1,40}",
+        "-?[0-9]{1,31}\\.[0-9]{0,110}",
+        "[0-9]{1,20}(,[0-9]{1,20}){0,9}",
+        "(9223372036854775807|18446744073709551615|-9223372036854775808)(,1)?",
+        "[0-9]{1,19}\n([0-9]{1,20}\n){0,9}",
+        "[a-z/.\\\\:=%]{0,40}",
+    ]
+    .prop_map(String::into_bytes)
+}
+
+/// Headers of every kind with right checksums and wrong contents.
+fn hostile_part() -> impl Strategy<Value = Vec<u8>> {
+    let keyword = prop::sample::select(vec![
+        "path",
+        "linkpath",
+        "size",
+        "uid",
+        "gid",
+        "uname",
+        "gname",
+        "mtime",
+        "SCHILY.xattr.user.a",
+        "SCHILY.acl.access",
+        "GNU.sparse.major",
+        "GNU.sparse.minor",
+        "GNU.sparse.name",
+        "GNU.sparse.realsize",
+        "GNU.sparse.size",
+        "GNU.sparse.map",
+        "GNU.sparse.offset",
+        "GNU.sparse.numbytes",
+        "GNU.sparse.numblocks",
+    ]);
+    let of = prop::collection::vec((keyword, hostile_value()), 0..6);
+    let kind = prop::sample::select(b"0123456789xgLKSVM\0".to_vec());
+    let fields = prop::collection::vec(
+        (prop::sample::select(vec![100, 108, 116, 124, 136, 386, 398, 410, 483]), any::<[u8; 12]>()),
+        0..3,
+    );
+    prop_oneof![
+        (prop::bool::ANY, of).prop_map(|(global, of)| {
+            let of: Vec<_> = of.iter().map(|(keyword, value)| (*keyword, value.as_slice())).collect();
+            member("h", if global { b'g' } else { b'x' }, &records(&of))
+        }),
+        (kind, hostile_value()).prop_map(|(kind, data)| member("m", kind, &data)),
+        (prop::sample::select(b"05S1".to_vec()), fields).prop_map(|(kind, fields)| {
+            let mut header = raw("f", kind, 0);
+            for (at, bytes) in fields {
+                let length = if at < 124 { 8 } else { 12 };
+                header[at..at + length].copy_from_slice(&bytes[..length]);
+            }
+            checksummed(header).to_vec()
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn a_hostile_archive_is_neither_a_panic_nor_a_bomb(parts in prop::collection::vec(hostile_part(), 1..8), chunk in 1usize..2000) {
+        let bytes = parts.concat();
+        if let Ok(all) = read_in(&bytes, chunk) {
+            for (member, data) in &all {
+                let xattrs: usize = member.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+                let acls = [&member.acl_access, &member.acl_default].into_iter().flatten().map(Vec::len).sum::<usize>();
+                let names = member.path.len() + member.link.len() + member.user.len() + member.group.len();
+                let map = member.sparse.as_ref().map_or(0, |map| map.len() * size_of::<Extent>());
+                // Two digits and a comma or so become an extent of 16 bytes.
+                prop_assert!(xattrs + acls + names + data.len() <= 2 * bytes.len());
+                prop_assert!(map <= 8 * bytes.len());
+            }
+            prop_assert!(all.len() <= bytes.len() / 512);
+        }
     }
 }
