@@ -1,6 +1,10 @@
 //! Whole backups of real trees on real disks, judged by other tools and by counting.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are not seen as tests; figures are shown"
+)]
 #![allow(dead_code, reason = "the shared files serve several test programs")]
 
 #[path = "common/files.rs"]

