@@ -87,6 +87,10 @@ fn a_process_takes_the_same_memory_for_more_bytes_and_little_for_more_files() {
     let (little, many) = (5_000, 5_000 + 20_000 * scale as u64);
     make(&at("little"), little, 200);
     make(&at("many"), many, 200);
+    // Fills every queue in both, so that the difference is that of the files.
+    for tree in ["little", "many"] {
+        fs::write(at(tree).join("!large"), files::noise(1, 48 * KIB * KIB)).unwrap();
+    }
     let (with_little, with_many) = (peak(&at("little")), peak(&at("many")));
     let each = with_many.saturating_sub(with_little) * 1024 / (many - little);
     eprintln!("{little} files: {with_little} KiB; {many} files: {with_many} KiB; {each} bytes for each more");
