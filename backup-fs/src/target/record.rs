@@ -208,15 +208,15 @@ impl Fields<'_> {
         };
         let set_owner = self.byte()? != 0;
         let (mode, uid, gid) = (self.number()?, self.number()?, self.number()?);
-        let (planned_mode, planned_uid, planned_gid) = (self.number()?, self.number()?, self.number()?);
-        let (mtime, planned_mtime) = (self.time()?, self.time()?);
-        let planned = PlannedMeta {
-            mode: planned_mode,
-            uid: planned_uid,
-            gid: planned_gid,
-            mtime: planned_mtime,
+        let mut planned = PlannedMeta {
+            mode: self.number()?,
+            uid: self.number()?,
+            gid: self.number()?,
+            mtime: FileTime::default(),
             set_owner,
         };
+        let mtime = self.time()?;
+        planned.mtime = self.time()?;
         let (item, place, link) = (self.bytes()?, self.bytes()?, self.bytes()?);
         let mut xattrs = Xattrs::new();
         loop {
