@@ -94,5 +94,7 @@ fn a_process_takes_the_same_memory_for_more_bytes_and_little_for_more_files() {
     let (with_little, with_many) = (peak(&at("little")), peak(&at("many")));
     let each = with_many.saturating_sub(with_little) * 1024 / (many - little);
     eprintln!("{little} files: {with_little} KiB; {many} files: {with_many} KiB; {each} bytes for each more");
-    assert!(each <= 200, "{each} bytes for each further file");
+    // With few files the steps in which an allocator grows count too.
+    let most = if is_long() { 200 } else { 400 };
+    assert!(each <= most, "{each} bytes for each further file");
 }
