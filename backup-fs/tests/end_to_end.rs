@@ -313,8 +313,8 @@ async fn one_file_out_of_a_large_encrypted_backup_reads_a_fraction_of_it() {
 
     // A copy that was cut off before the range is damage too, and not a mistake of the caller.
     fs::write(&object, &before[..1000]).unwrap();
-    let again = repo.restore("t").latest().into(&DirectoryTarget::new(&target)).only(["d03/wanted.bin"]);
-    let error = again.await.unwrap_err();
+    let cut = DirectoryTarget::new(&target);
+    let error = repo.restore("t").latest().into(&cut).only(["d03/wanted.bin"]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{}", error.chain());
     assert!(!target.exists());
 }

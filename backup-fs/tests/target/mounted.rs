@@ -50,14 +50,15 @@ impl Site {
         std::fs::write(at.join("photo"), "precious").unwrap();
         Some(mount)
     }
+}
 
-    fn refused(&self, error: &Error, at: &Path) {
-        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.chain());
-        let mount = error.context_value("mount").expect("the mount is named");
-        assert_eq!(Path::new(mount), at.canonicalize().unwrap());
-        assert!(error.to_string().contains("unmount"), "{error}");
-        assert_eq!(std::fs::read(at.join("photo")).unwrap(), b"precious");
-    }
+/// The error names the mount, which is as it was.
+fn refused(error: &Error, at: &Path) {
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.chain());
+    let mount = error.context_value("mount").expect("the mount is named");
+    assert_eq!(Path::new(mount), at.canonicalize().unwrap());
+    assert!(error.to_string().contains("unmount"), "{error}");
+    assert_eq!(std::fs::read(at.join("photo")).unwrap(), b"precious");
 }
 
 #[tokio::test]
@@ -72,7 +73,7 @@ async fn a_tree_with_a_mount_in_it_is_not_replaced_not_even_in_part() {
                 plan.selection = Selection::globs(["page"]).unwrap();
             }
             let error = site.target().begin(&plan).await.err().expect("it must be refused");
-            site.refused(&error, &at);
+            refused(&error, &at);
             assert_eq!(std::fs::read(site.to.join("page")).unwrap(), b"old");
             assert_eq!(names(site.dir.path()), ["disk", "from", "to"]);
         }
@@ -87,8 +88,8 @@ async fn what_is_mounted_while_the_restore_runs_stops_it_before_the_swap() {
         restore.prove().await.unwrap();
         let at = site.to.join("uploads");
         let Some(_mount) = site.mount(bind, &at) else { return };
-        let error = restore.commit().await.err().expect("it must be refused");
-        site.refused(&error, &at);
+        let error = restore.commit().await.expect_err("it must be refused");
+        refused(&error, &at);
         assert_eq!(std::fs::read(site.to.join("page")).unwrap(), b"old");
         assert_eq!(names(site.dir.path()), ["disk", "from", "to"]);
     }
@@ -101,7 +102,7 @@ async fn neither_dropping_the_old_tree_nor_undo_touches_what_was_mounted_since()
         let (kept, undo) = site.replaced().await;
         let at = kept.join("uploads");
         let Some(mount) = site.mount(bind, &at) else { return };
-        site.refused(&undo.drop_old().await.unwrap_err(), &at);
+        refused(&undo.drop_old().await.unwrap_err(), &at);
         assert_eq!(names(&kept), ["page", "uploads"], "nothing of the old tree is gone");
         drop(mount);
 
@@ -109,7 +110,7 @@ async fn neither_dropping_the_old_tree_nor_undo_touches_what_was_mounted_since()
         let (kept, undo) = site.replaced().await;
         let at = site.to.join("uploads");
         let Some(_mount) = site.mount(bind, &at) else { return };
-        site.refused(&undo.undo().await.unwrap_err(), &at);
+        refused(&undo.undo().await.unwrap_err(), &at);
         assert_eq!(std::fs::read(site.to.join("page")).unwrap(), b"new");
         assert_eq!(std::fs::read(kept.join("page")).unwrap(), b"old");
     }

@@ -30,7 +30,7 @@ async fn times_the_file_system_cannot_keep_are_rounded_and_reported() {
     let archive = tar(&from, &[]);
     let (proof, report, _) = restore(&DirectoryTarget::new(&to), &plan(&archive), &archive).await.unwrap();
     assert_eq!(proof, proof_of(&items(&from)));
-    let told: Vec<_> = report.warnings.iter().map(|w| (&*w.code, w.message.to_string())).collect();
+    let told: Vec<_> = report.warnings.iter().map(|w| (&*w.code, w.message.as_str())).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, "time-not-kept");
     assert!(told[0].1.contains("5 entries"), "{told:?}");
