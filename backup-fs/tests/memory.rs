@@ -22,6 +22,8 @@ use backup_fs::{DirectorySource, LocalSink};
 const CHILD: &str = "BACKUP_FS_TEST_MEMORY_TREE";
 const FILES: u64 = 192;
 const KIB: usize = 1024;
+/// KiB by which the peaks of equal runs were seen to differ. A tree of four times the bytes has 144 MiB more.
+const VARIES: u64 = 16 * 1024;
 
 fn make(tree: &Path, count: u64, size: usize) {
     for n in 0..count {
@@ -82,7 +84,9 @@ fn a_process_takes_the_same_memory_for_more_bytes_and_little_for_more_files() {
     let four_times = peak(&at("bytes"));
     fs::remove_dir_all(at("bytes")).unwrap();
     eprintln!("{FILES} files of {} KiB: {few} KiB; of {} KiB: {four_times} KiB", 256 * scale, 1024 * scale);
-    assert!(four_times * 10 <= few * 11, "{four_times} KiB for four times the bytes of {few} KiB");
+    // How far the queues fill varies from run to run, by more than a tenth where other programs run too.
+    let most = few * 11 / 10 + VARIES;
+    assert!(four_times <= most, "{four_times} KiB for four times the bytes of {few} KiB");
 
     let (little, many) = (5_000, 5_000 + 20_000 * scale as u64);
     make(&at("little"), little, 200);
