@@ -259,7 +259,7 @@ impl Bench<'_> {
             format!("openssl enc -d {} < {}", self.password(), quote(archive)),
             self.server.client("pg_restore", "--exit-on-error -d custom"),
         ];
-        self.into_new("custom", &stages)
+        self.to_new_database("custom", &stages)
     }
 
     /// `pg_dump` syncs its files itself.
@@ -271,10 +271,10 @@ impl Bench<'_> {
 
     fn unpack_directory(&self, files: &Path) -> Fallible<Cost> {
         let arguments = format!("--exit-on-error -j2 -d directory {}", quote(files));
-        self.into_new("directory", &[self.server.client("pg_restore", &arguments)])
+        self.to_new_database("directory", &[self.server.client("pg_restore", &arguments)])
     }
 
-    fn into_new(&self, database: &str, stages: &[String]) -> Fallible<Cost> {
+    fn to_new_database(&self, database: &str, stages: &[String]) -> Fallible<Cost> {
         let create = format!("-c 'CREATE DATABASE {database} TEMPLATE template0' -d postgres");
         let created = pipeline(self.place, &[self.server.client("psql", &create)])?;
         let mut cost = pipeline(self.place, stages)?;
