@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_table_moves_with_its_sequence_and_indexes_and_nothing_else() {
         let names = BTreeSet::from([Qualified::new("public", "users")]);
-        let sections = vec![
+        let sections = [
             vec![
                 statement("TYPE", "CREATE TYPE public.mood AS ENUM ('public.users')"),
                 statement("TABLE", "CREATE TABLE public.users (id integer NOT NULL, m public.mood)"),
