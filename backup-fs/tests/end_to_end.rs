@@ -216,6 +216,8 @@ async fn the_commands_in_restore_txt_of_an_incremental_restore_everything_it_lis
         second.backup(SET, &source).incremental().await.unwrap();
     }
     fs::write(tree.join("big/d05/small-9"), "changed later").unwrap();
+    // Ids tell seconds apart, and a parent is older than what builds on it.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     fs::set_permissions(tree.join("odd"), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
     for chain in chains {
         let done = back_up(chain).await;
@@ -418,6 +420,8 @@ async fn an_incremental_stores_only_changes_and_restores_from_either_sink() {
     let second = repo.backup("t", &DirectorySource::new(&tree)).incremental().await.unwrap();
     assert!(second.stored_size * 10 < full.stored_size, "{} of {}", second.stored_size, full.stored_size);
     fs::write(tree.join("big/d00/small-2"), "changed again").unwrap();
+    // Ids tell seconds apart, and a parent is older than what builds on it.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     let third = repo.backup("t", &DirectorySource::new(&tree)).incremental().await.unwrap();
     let list = repo.backups("t").await.unwrap();
     assert_eq!(list.len(), 3);
