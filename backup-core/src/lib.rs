@@ -47,8 +47,8 @@ pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
     Archived, Backup, BackupList, BackupReport, Checkup, Contents, CopyProblem, DeletedBackup, Export,
-    KeptWrap, KeyCheck, KeyReport, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, RecoverySheet,
-    RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
+    KeptWrap, KeyCheck, KeyReport, Loss, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport,
+    RecoverySheet, RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
     RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
     Rotated, SetList, SinkCheck, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify,
     VerifyReport,

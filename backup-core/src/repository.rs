@@ -46,7 +46,7 @@ pub use prune::{
 };
 pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
 pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
-pub use restore::{RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use restore::{Loss, RestoreBuilder, RestoreOutcome, RestoreTo};
 pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
 pub use sets::SetList;
 pub use sweep::{Sweep, SweepReport, Swept};

@@ -1,6 +1,8 @@
 //! Which items a restore (or a backup) is about.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -13,7 +15,11 @@ use crate::item::ItemPath;
 /// pattern that names a directory selects all below it. For a name with such characters in it, escape them as
 /// `[*]`, or use [`Selection::exactly`].
 #[derive(Clone, Default)]
-pub struct Selection(Option<Vec<Pattern>>);
+pub struct Selection {
+    /// Everything when there are none.
+    only: Option<Vec<Pattern>>,
+    except: Arc<BTreeSet<ItemPath>>,
+}
 
 #[derive(Clone)]
 enum Pattern {
@@ -24,7 +30,7 @@ enum Pattern {
 impl Selection {
     /// Everything.
     pub fn all() -> Self {
-        Self(None)
+        Self::default()
     }
 
     /// The items matching any of `patterns`.
@@ -50,22 +56,31 @@ impl Selection {
                 below: glob(&format!("{text}/**"))?,
             });
         }
-        Ok(Self(Some(all)))
+        Ok(Self { only: Some(all), ..Self::default() })
     }
 
     /// The items with exactly these names, and what lies below them.
     pub fn exactly(paths: impl IntoIterator<Item = ItemPath>) -> Self {
-        Self(Some(paths.into_iter().map(Pattern::Exact).collect()))
+        Self { only: Some(paths.into_iter().map(Pattern::Exact).collect()), ..Self::default() }
+    }
+
+    /// Without the items of exactly these names. What lies below them stays.
+    pub fn except(mut self, paths: impl IntoIterator<Item = ItemPath>) -> Self {
+        Arc::make_mut(&mut self.except).extend(paths);
+        self
     }
 
     /// Whether this is everything.
     pub fn is_all(&self) -> bool {
-        self.0.is_none()
+        self.only.is_none() && self.except.is_empty()
     }
 
     /// Whether `path` is selected.
     pub fn matches(&self, path: &ItemPath) -> bool {
-        let Some(patterns) = &self.0 else { return true };
+        if self.except.contains(path) {
+            return false;
+        }
+        let Some(patterns) = &self.only else { return true };
         patterns.iter().any(|pattern| match pattern {
             Pattern::Exact(exact) => path.is_within(exact),
             Pattern::Glob { item, below, .. } => {
@@ -84,8 +99,8 @@ fn as_path(path: &ItemPath) -> &std::path::Path {
 
 impl fmt::Debug for Selection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            None => f.write_str("everything"),
+        match &self.only {
+            None => f.write_str("everything")?,
             Some(patterns) => {
                 let mut list = f.debug_list();
                 for pattern in patterns {
@@ -94,9 +109,10 @@ impl fmt::Debug for Selection {
                         Pattern::Glob { text, .. } => list.entry(&text),
                     };
                 }
-                list.finish()
+                list.finish()?;
             }
         }
+        if self.except.is_empty() { Ok(()) } else { write!(f, " except {} items", self.except.len()) }
     }
 }
 
@@ -119,5 +135,8 @@ mod tests {
         }
         assert!(Selection::exactly(["a[1]".into()]).matches(&"a[1]/x".into()));
         assert!(Selection::globs(["a["]).is_err());
+        let rest = Selection::all().except(["storage/books".into()]);
+        assert!(!rest.is_all() && !rest.matches(&"storage/books".into()));
+        assert!(rest.matches(&"storage/books/epub".into()));
     }
 }

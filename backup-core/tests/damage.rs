@@ -3,6 +3,10 @@
 //!
 //! Seeded; `BACKUP_TORTURE=10` makes ten times as many cases.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+#![allow(dead_code, reason = "the shared file serves several test programs")]
+
+#[path = "prune/support.rs"]
+mod support;
 
 use backup_core::{
     AesGcm, BackupId, Bytes, ErrorKind, Gzip, Key, Keyring, MemorySink, MemorySource, MemoryTarget,
@@ -275,4 +279,85 @@ async fn a_backup_wrapped_for_two_keys_opens_with_the_one_that_is_left() {
     assert!(both.restore(SET).id(id).into(&target).await.is_err());
     assert!(both.verify(SET, id).await.is_err());
     assert!(target.is_empty());
+}
+
+/// An encrypted set with everything a sink can hold: a ring entry, a full, an incremental on it, a pin, and the markers of
+/// a run and of a pruner that died.
+async fn everything() -> (MemorySink, Repository, BackupId, BackupId) {
+    let sink = MemorySink::named("only");
+    let repo = Repository::builder().sink(sink.clone());
+    let repo = repo.transform(Zstd::default()).transform(AesGcm::new(passphrase())).build().unwrap();
+    let hours_ago = |hours| chrono::Utc::now() - chrono::TimeDelta::hours(hours);
+    let parent = support::Chained::new("first");
+    let parent = repo.backup(SET, &parent).incremental().started_at(hours_ago(3)).await.unwrap().id;
+    let child = support::Chained::new("second");
+    let child = repo.backup(SET, &child).incremental().started_at(hours_ago(2)).await.unwrap().id;
+    repo.pin(SET, parent).await.unwrap();
+    let run = BackupId::new(hours_ago(1), 7);
+    let pending = support::pending(run, Some(child), hours_ago(-20)).replace(support::SET, SET);
+    sink.replace(&Key::parse(format!("{SET}/{run}/pending.json")).unwrap(), pending);
+    let condemned =
+        format!(r#"{{"format":1,"set":"{SET}","id":"{parent}","at":"{}"}}"#, hours_ago(1).to_rfc3339());
+    sink.replace(&Key::parse(format!("{SET}/{parent}/condemned/00ff.json")).unwrap(), condemned);
+    (sink, repo, parent, child)
+}
+
+fn passphrase() -> Keyring {
+    // The fewest rounds a reader accepts: one computation serves the whole test.
+    let ring = Keyring::builder().passphrase("correct horse").allow_new_passphrase();
+    ring.pbkdf2_rounds(600_000).build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_a_parent_a_marker_or_a_ring_entry_costs_no_wrong_byte_and_no_backup() {
+    let mut seeded = Seeded(5);
+    let (sink, repo, parent, child) = everything().await;
+    let (mut cases, mut kinds) = (0, std::collections::BTreeSet::new());
+    let before = sink.keys();
+    for key in &before {
+        let name = key.as_str();
+        let of_backup = name.contains(&parent.to_string()) || name.contains(&child.to_string());
+        let marker = ["pending.json", "pinned.json", "00ff.json"].contains(&key.file_name());
+        let ring = name.starts_with("keyring/");
+        kinds.insert(key.segments().next_back().unwrap().to_owned());
+        let good = sink.get(key).unwrap();
+        for damage in Damage::some(&mut seeded, torture()) {
+            let Some(bad) = damage.of(&good, None) else { continue };
+            cases += 1;
+            let case = format!("{damage:?} of {key}");
+            put(&sink, key, bad);
+            // The backups that this object belongs to, or that need the backup it belongs to.
+            let mut reported = false;
+            for id in [parent, child] {
+                reported |= !repo.verify(SET, id).await.is_ok_and(|report| report.is_intact());
+            }
+            let expected = of_backup && !marker && !still_opens(key, &good, &sink);
+            assert_eq!(reported, expected, "{case}");
+            // What the incremental needs from its parent is needed for a restore, too: right bytes, or none.
+            let target = MemoryTarget::new();
+            let restored = repo.restore(SET).id(child).into(&target).await;
+            if restored.is_err() {
+                assert!(target.is_empty() && expected, "{case}");
+            }
+            // A marker that cannot be read protects; one that is gone cannot make a prune delete what is needed.
+            let keep = backup_core::KeepLast::new(1);
+            if (marker || ring) && repo.prune(SET, &keep).await.is_ok() {
+                for id in [parent, child] {
+                    assert!(repo.verify(SET, id).await.unwrap().is_intact(), "{case}");
+                }
+            }
+            for key in sink.keys() {
+                if !before.contains(&key) {
+                    sink.remove(&key);
+                }
+            }
+            put(&sink, key, Some(good.clone()));
+        }
+    }
+    println!("{cases} cases over {kinds:?}");
+    assert!(cases >= 100, "{cases} cases");
+    for kind in ["pending.json", "pinned.json", "00ff.json", "manifest.json", "RESTORE.txt", "SHA256SUMS"] {
+        assert!(kinds.contains(kind), "{kind} is not among {kinds:?}");
+    }
+    assert!(before.iter().any(|key| key.as_str().starts_with("keyring/")));
 }

@@ -50,13 +50,20 @@ impl PlainReader {
                 wanted.push(part.stored.clone());
             }
         }
-        let blocks = self.stored.spawn(wanted);
+        let mut blocks = self.stored.spawn(wanted);
         let reader = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = reader.decode(part.as_ref(), blocks, &to) {
-                // A receiver that is gone does not want the error either.
-                let _ = to.blocking_send(Err(error));
-            }
+        tokio::spawn(async move {
+            // No thread waits for a sink that is slow to begin.
+            let first = tokio::select! {
+                first = blocks.recv() => first,
+                () = to.closed() => return,
+            };
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = reader.decode(part.as_ref(), first, blocks, &to) {
+                    // A receiver that is gone does not want the error either.
+                    let _ = to.blocking_send(Err(error));
+                }
+            });
         });
         futures::stream::unfold(from, |mut from| async move { from.recv().await.map(|item| (item, from)) })
             .boxed()
@@ -65,6 +72,7 @@ impl PlainReader {
     fn decode(
         &self,
         part: Option<&ChainRange>,
+        first: Option<Result<Bytes>>,
         mut blocks: mpsc::Receiver<Result<Bytes>>,
         to: &mpsc::Sender<Result<Bytes>>,
     ) -> Result<()> {
@@ -75,8 +83,10 @@ impl PlainReader {
             None => self.chain.decoder(&cx, Some(self.plain_size))?,
             Some(part) => self.chain.range_decoder(&cx, part)?,
         };
-        while let Some(block) = blocks.blocking_recv() {
+        let mut next = first;
+        while let Some(block) = next {
             decoder.push(block?, &mut out)?;
+            next = blocks.blocking_recv();
         }
         decoder.finish(&mut out)?;
         if out.hasher.map(Hasher::finish) != expected {

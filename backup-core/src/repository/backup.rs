@@ -14,6 +14,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::clear::clear_failed_copy;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::{Notes, borrowed};
@@ -708,7 +709,7 @@ async fn commit(
         _ => Outcome::Committed,
     };
     // Before the source is closed, which may take long: replicators wait for this only some minutes.
-    tidy(inner, dir, &alive, &unsure).await;
+    tidy(inner, &manifest, dir, &alive, &unsure, watch).await;
     let closed = match snapshot {
         Some(snapshot) => inner.patience.bound_source(snapshot.close(outcome)).await,
         None => Ok(()),
@@ -791,21 +792,19 @@ async fn keep(kept: Arc<Mutex<Kept>>, manifest: Digest) -> Result<()> {
 ///
 /// Where it is not known whether the manifest was written (`unsure`: no answer came, and one may still be on its way)
 /// everything is left to the orphan sweep: a manifest that appears late must find its objects.
-async fn tidy(inner: &Inner, dir: &BackupDir, alive: &[Numbered], unsure: &BTreeSet<usize>) {
+async fn tidy(
+    inner: &Inner,
+    manifest: &Manifest,
+    dir: &BackupDir,
+    alive: &[Numbered],
+    unsure: &BTreeSet<usize>,
+    watch: &Watch,
+) {
     let keep = |number: &usize| unsure.contains(number) || alive.iter().any(|(n, _)| n == number);
     let failed = inner.sinks.iter().enumerate().filter(|(n, _)| !keep(n)).map(|(_, sink)| async move {
         // Failing here costs only some space until the orphan sweep; the backup itself is decided.
-        let _ = inner
-            .patience
-            .bound(async {
-                match sink.head(&dir.manifest()?).await {
-                    Err(e) if e.kind() == ErrorKind::NotFound => {
-                        super::commit::remove_all(sink, dir, inner.patience).await
-                    }
-                    _ => Ok(()),
-                }
-            })
-            .await;
+        let access = inner.access(sink, watch);
+        let _ = inner.patience.bound(clear_failed_copy(&access, &manifest.set, manifest.id, dir)).await;
     });
     futures::future::join_all(failed).await;
     let good = alive.iter().map(|(_, sink)| async move {

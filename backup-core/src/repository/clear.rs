@@ -3,9 +3,12 @@
 use futures::StreamExt as _;
 
 use super::access::Access;
+use super::commit::{PENDING_LIMIT, Pending};
+use super::prune::condemned::{Condemned, marker_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::layout::{BackupDir, CONDEMNED, MANIFEST, PENDING};
+use crate::name::{BackupId, SetName};
 use crate::sink::ObjectInfo;
 
 /// Deletions under way at once.
@@ -19,6 +22,45 @@ const PASSES: usize = 4;
 pub(super) struct Cleared {
     pub(super) objects: u64,
     pub(super) bytes: u64,
+}
+
+/// Marks a directory as about to be cleared, for replications to see. `None` where the sink is too full for a marker:
+/// clearing is how it gets space again.
+pub(super) async fn condemn(
+    access: &Access<'_>,
+    set: &SetName,
+    id: BackupId,
+    dir: &BackupDir,
+) -> Result<Option<Key>> {
+    let key = dir.condemned()?.join(marker_name()?)?;
+    match access.put(&key, &Condemned::to_bytes(set, id, access.inner.clock.now())?).await {
+        Ok(()) => Ok(Some(key)),
+        Err(error) if error.kind() == ErrorKind::StorageFull => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what a run left on a sink where it wrote no manifest, although it did on another: unless the manifest is
+/// there after all, or a replication has begun to make the copy whole.
+pub(super) async fn clear_failed_copy(
+    access: &Access<'_>,
+    set: &SetName,
+    id: BackupId,
+    dir: &BackupDir,
+) -> Result<()> {
+    if access.exists(&dir.manifest()?).await? {
+        return Ok(());
+    }
+    let marker = condemn(access, set, id, dir).await?;
+    let pending = access.read(&dir.pending()?, PENDING_LIMIT).await?;
+    let ours = pending.is_none_or(|bytes| Pending::parse(&bytes).is_ok_and(|pending| !pending.replica));
+    if !ours || access.exists(&dir.manifest()?).await? {
+        return match marker {
+            Some(marker) => access.release(&marker).await,
+            None => Ok(()),
+        };
+    }
+    clear(access, dir, &mut Cleared::default()).await
 }
 
 /// Removes every object listed below `dir`: the pending marker after all others, the markers of pruners last, so that

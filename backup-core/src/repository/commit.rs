@@ -52,8 +52,8 @@ impl Pending {
     }
 
     /// The marker of a run that copies a backup.
-    pub(super) fn replica(set: &SetName, id: BackupId, now: DateTime<Utc>) -> Self {
-        Self { replica: true, ..Self::new(set, id, None, now) }
+    pub(super) fn replica(set: &SetName, id: BackupId, parent: Option<BackupId>, now: DateTime<Utc>) -> Self {
+        Self { replica: true, ..Self::new(set, id, parent, now) }
     }
 
     /// Reads a marker.

@@ -22,7 +22,7 @@
 //! marker.
 
 mod archive;
-mod condemned;
+pub(super) mod condemned;
 mod decide;
 mod delete;
 mod planned;

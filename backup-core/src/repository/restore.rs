@@ -1,5 +1,6 @@
 //! The restore verb.
 
+mod losses;
 mod plan;
 mod run;
 
@@ -11,6 +12,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+
+pub use losses::Loss;
 
 use super::Repository;
 use crate::error::{Error, ErrorKind, Result};
@@ -145,6 +148,7 @@ struct Options {
     only: Option<Vec<String>>,
     replace: bool,
     allow_partial: bool,
+    allow_losses: bool,
     rehearse: bool,
     from: Option<SinkId>,
     thaw: bool,
@@ -177,6 +181,8 @@ pub struct RestoreOutcome {
     pub undo: Option<Box<dyn Undo>>,
     /// The backup made of the target before it was touched, where one was asked for.
     pub safety_backup: Option<BackupId>,
+    /// What could not be restored; empty without [`allow_losses`](RestoreTo::allow_losses).
+    pub losses: Vec<Loss>,
     /// Plain bytes read.
     pub plain_read: u64,
     /// How long it took.
@@ -207,6 +213,23 @@ impl<'a> RestoreTo<'a> {
     pub fn allow_partial(mut self) -> Self {
         self.options.allow_partial = true;
         self
+    }
+
+    /// Where no copy of something is undamaged, restores the rest, after reading everything once to find out. Awaiting
+    /// the restore fails then all the same, with a list of what is lost; [`report`](Self::report) gives the outcome. Not
+    /// together with [`replace`](Self::replace).
+    pub fn allow_losses(mut self) -> Self {
+        self.options.allow_losses = true;
+        self
+    }
+
+    /// Runs, and gives the outcome even if some items are lost: see [`RestoreOutcome::losses`].
+    ///
+    /// # Errors
+    ///
+    /// Those that leave the target as it was.
+    pub async fn report(self) -> Result<RestoreOutcome> {
+        self.run().await
     }
 
     /// Backs `source`, the present state of the target, up as a backup of `set` before anything is touched.
@@ -253,7 +276,7 @@ impl<'a> IntoFuture for RestoreTo<'a> {
     type Output = Result<RestoreOutcome>;
     type IntoFuture = BoxFuture<'a, Self::Output>;
     fn into_future(self) -> Self::IntoFuture {
-        self.run().boxed()
+        async { self.report().await?.into_result() }.boxed()
     }
 }
 

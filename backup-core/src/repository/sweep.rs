@@ -16,7 +16,7 @@ pub use report::{SweepReport, Swept};
 
 use super::Repository;
 use super::access::{Access, Place, is_refusal};
-use super::clear::{Cleared, clear};
+use super::clear::{Cleared, clear, condemn};
 use super::commit::{PENDING_LIMIT, Pending};
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
@@ -131,8 +131,20 @@ impl Sweeping {
                 }
                 Remains::Sweep => {}
             }
+            let dir = BackupDir::new(set, id)?;
             let mut cleared = Cleared::default();
-            match clear(access, &BackupDir::new(set, id)?, &mut cleared).await {
+            let marker = condemn(access, set, id, &dir).await?;
+            // Whoever begins to copy this backup here from now on sees the marker; whoever began before is seen here.
+            if let kept @ (Remains::None | Remains::Keep(_)) = self.judge(access, set, id, &place).await? {
+                if let Some(marker) = &marker {
+                    access.release(marker).await?;
+                }
+                if let Remains::Keep(why) = kept {
+                    report.kept.push((access.id().clone(), id, why.to_owned()));
+                }
+                continue;
+            }
+            match clear(access, &dir, &mut cleared).await {
                 Ok(()) => {
                     let (sink, Cleared { objects, bytes: freed }) = (access.id().clone(), cleared);
                     access.watch.event(&Event::Deleted { sink: &sink, set, id, freed });

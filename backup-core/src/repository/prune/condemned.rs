@@ -15,7 +15,7 @@ const STALE_AFTER: TimeDelta = TimeDelta::hours(72);
 
 /// `condemned/<run>.json`: a prune is about to delete this backup.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Condemned {
+pub(in crate::repository) struct Condemned {
     format: u32,
     set: SetName,
     id: BackupId,
@@ -23,7 +23,7 @@ pub(super) struct Condemned {
 }
 
 impl Condemned {
-    pub(super) fn to_bytes(set: &SetName, id: BackupId, at: DateTime<Utc>) -> Result<Bytes> {
+    pub(in crate::repository) fn to_bytes(set: &SetName, id: BackupId, at: DateTime<Utc>) -> Result<Bytes> {
         let marker = Self { format: 1, set: set.clone(), id, at };
         serde_json::to_vec(&marker)
             .map(Bytes::from)
@@ -38,6 +38,6 @@ impl Condemned {
 }
 
 /// The file name of the markers of one run.
-pub(super) fn marker_name() -> Result<String> {
+pub(in crate::repository) fn marker_name() -> Result<String> {
     Ok(format!("{}.json", hex::encode(crate::keys::random::<8>()?)))
 }

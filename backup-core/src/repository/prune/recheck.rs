@@ -55,6 +55,14 @@ pub(super) async fn recheck(
                 seen.block(parent, format!("a running backup, {id}, builds on it"));
             }
         }
+        // One that the plan forgets and that is no victim just now was spared, or deleted and copied back since: what
+        // something needs is deleted after it.
+        let there = place.manifest.is_some() && !marked.contains_key(id);
+        if let Some(summary) = plan.summaries.get(id).filter(|_| there) {
+            for needed in summary.needs() {
+                seen.block(needed, format!("{id}, which is still or again there, needs it"));
+            }
+        }
         let unknown = !plan.summaries.contains_key(id) && !plan.unfinished.contains(id);
         if unknown && (place.manifest.is_some() || running.is_none()) {
             newcomer(access, set, *id, place, &mut seen).await?;

@@ -13,10 +13,12 @@ use crate::digest::Hasher;
 use crate::engine::fanout::{Fanout, Numbered};
 use crate::engine::feed::RateLimit;
 use crate::engine::store::Failures;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::BackupId;
 use crate::repository::Inner;
 use crate::repository::catalog::{Catalog, Opened};
 use crate::repository::commit::Pending;
+use crate::retention::BackupKind;
 use crate::sink::{ObjectKind, PutOptions, Sink};
 
 pub(super) struct Work<'a> {
@@ -95,13 +97,18 @@ impl<'a> Work<'a> {
     /// Copies what is lacking, the manifest last.
     pub(super) async fn copy(&mut self) {
         let Some(_renewing) = self.announce().await else { return };
+        // Whoever clears something from now on sees the marker. What was cleared before is not relied on.
         self.refuse_condemned().await;
+        self.ground().await;
+        self.look_again().await;
         self.wraps().await;
         for number in 0..self.parts.len() {
             self.part(number).await;
         }
         // Once more: a pruner that did not see our marker has left its own by now.
         self.refuse_condemned().await;
+        self.ground().await;
+        self.still_announced().await;
         self.commit().await;
     }
 
@@ -125,7 +132,8 @@ impl<'a> Work<'a> {
         if lacking.is_empty() {
             return None;
         }
-        let pending = Pending::replica(&self.catalog.set, self.opened.manifest.id, self.inner.clock.now());
+        let now = self.inner.clock.now();
+        let pending = Pending::replica(&self.catalog.set, self.opened.manifest.id, self.parent(), now);
         match self.inner.announce(&lacking, &self.opened.dir, pending, &self.catalog.watch).await {
             Ok((failures, renewing)) => {
                 self.lose(failures);
@@ -160,6 +168,60 @@ impl<'a> Work<'a> {
                     .retry(sink.id(), watch, || async { sink.list(&markers).try_next().await })
                     .await?;
                 if listed.is_some() { Err(inspect::condemned()) } else { Ok(()) }
+            };
+            look.await.err().map(|error| (number, error))
+        });
+        let failures = futures::future::join_all(looking).await.into_iter().flatten().collect();
+        self.lose(failures);
+    }
+
+    fn parent(&self) -> Option<BackupId> {
+        match self.opened.manifest.kind {
+            BackupKind::Incremental { parent } => Some(parent),
+            _ => None,
+        }
+    }
+
+    /// Gives up the destinations where what this backup builds on is not there, or not for long: prunes leave it from
+    /// now on, since the marker names it.
+    async fn ground(&mut self) {
+        let Some(parent) = self.parent() else { return };
+        let (busy, watch) = (self.busy(), &self.catalog.watch);
+        match self.inner.ensure_parent(&busy, &self.catalog.set, parent, watch).await {
+            Ok(failures) => self.lose(failures),
+            Err(error) => self.lose_all(&busy, error),
+        }
+    }
+
+    /// What was found before the marker was set may have been cleared in between.
+    async fn look_again(&mut self) {
+        let (catalog, opened, parts) = (self.catalog, self.opened, &self.parts);
+        let busy = self.lanes.iter_mut().filter(|lane| lane.alive && !lane.replica.whole);
+        let looking = busy.map(|lane| async move {
+            let result = inspect::still_held(catalog, opened, parts, &lane.sink, &mut lane.held).await;
+            match result {
+                Ok(lost) => {
+                    lane.replica.kept = lane.replica.kept.saturating_sub(lost);
+                    None
+                }
+                Err(error) => Some((lane.number, error)),
+            }
+        });
+        let failures = futures::future::join_all(looking).await.into_iter().flatten().collect();
+        self.lose(failures);
+    }
+
+    /// Gives up the destinations where this run's marker is gone: what was copied may have been swept away.
+    async fn still_announced(&mut self) {
+        let (opened, inner, watch) = (self.opened, self.inner, &self.catalog.watch);
+        let looking = self.busy().into_iter().map(|(number, sink)| async move {
+            let look = async {
+                if inner.access(&sink, watch).exists(&opened.dir.pending()?).await? {
+                    return Ok(());
+                }
+                Err(Error::new(ErrorKind::Timeout, "replicate").retryable(false).message(
+                    "the marker of this run is gone, and what it copied may have been swept away; replicate again",
+                ))
             };
             look.await.err().map(|error| (number, error))
         });

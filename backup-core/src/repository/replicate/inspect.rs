@@ -103,6 +103,33 @@ pub(super) async fn held(
     })
 }
 
+/// Looks whether what was found good is still listed; what is not counts as missing. Returns how much that is.
+pub(super) async fn still_held(
+    catalog: &Catalog<'_>,
+    opened: &Opened,
+    parts: &[Part],
+    sink: &Arc<dyn Sink>,
+    held: &mut Held,
+) -> Result<usize> {
+    let found = listed(catalog, opened, sink).await?;
+    let mut lost = 0;
+    for (part, standing) in parts.iter().zip(&mut held.parts) {
+        if *standing == Standing::Good && !found.contains_key(&opened.dir.object(&part.object.object)?) {
+            *standing = Standing::Missing;
+            lost += 1;
+        }
+    }
+    if held.manifest == Standing::Good && !found.contains_key(&opened.dir.manifest()?) {
+        held.manifest = Standing::Missing;
+        lost += 1;
+    }
+    let keys = opened.dir.keys()?;
+    if opened.key.is_some() && !found.keys().any(|key| key.strip_prefix(&keys).is_some()) {
+        held.wraps = Standing::Missing;
+    }
+    Ok(lost)
+}
+
 pub(super) fn condemned() -> Error {
     Error::new(ErrorKind::PruneRefused, "replicate")
         .message("this copy is being pruned; replicate again afterwards if the backup is still wanted")

@@ -9,6 +9,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use super::super::Inner;
 use super::super::catalog::Catalog;
 use super::super::contents::Contents;
+use super::losses::{self, Loss};
 use super::plan::{Parts, Planned};
 use super::{Options, RestoreBuilder, RestoreOutcome, RestoreTo};
 use crate::engine::progress::Watch;
@@ -62,6 +63,7 @@ impl RestoreTo<'_> {
                     proofs: settled.proofs,
                     undo: settled.undo,
                     safety_backup: settled.safety_backup,
+                    losses: settled.losses,
                     plain_read: settled.plain_read,
                     elapsed: watch.elapsed(),
                 }
@@ -80,6 +82,7 @@ struct Staged {
     proofs: Proofs,
     plain_read: u64,
     safety_backup: Option<BackupId>,
+    losses: Vec<Loss>,
 }
 
 /// A restore that is over.
@@ -89,6 +92,7 @@ struct Settled {
     proofs: Proofs,
     plain_read: u64,
     safety_backup: Option<BackupId>,
+    losses: Vec<Loss>,
 }
 
 impl Staged {
@@ -97,7 +101,7 @@ impl Staged {
     /// Runs in a task of its own: from here on neither a shutdown nor a dropped future stops it, because a target that
     /// is stopped between two steps of its commit would be left half changed while the caller hears "cancelled".
     async fn settle(self, rehearse: bool, watch: &Watch) -> Result<Settled> {
-        let Self { restore, proofs, plain_read, safety_backup } = self;
+        let Self { restore, proofs, plain_read, safety_backup, losses } = self;
         let commit = tokio::spawn(async move {
             if rehearse {
                 restore.abort().await.map(|()| (RestoreReport::default(), None))
@@ -113,7 +117,7 @@ impl Staged {
         for warning in &report.warnings {
             watch.event(&Event::Warning(warning));
         }
-        Ok(Settled { report, undo, proofs, plain_read, safety_backup })
+        Ok(Settled { report, undo, proofs, plain_read, safety_backup, losses })
     }
 }
 
@@ -126,6 +130,7 @@ impl Job<'_> {
             None => self.options.selection.clone(),
         };
         let contents = Contents::of(inner, catalog.open(id).await?, watch).await?;
+        let (selection, losses) = self.without_losses(inner, &catalog, &contents, selection).await?;
         let planned = Planned::make(inner, &catalog, contents, &self.options, selection).await?;
         for artifact in &planned.plan.artifacts {
             if !self.target.accepts(&artifact.meta.format) {
@@ -143,13 +148,39 @@ impl Job<'_> {
 
         let restore = self.target.begin(&planned.plan).await?;
         match stage(inner, &catalog, &planned, restore.as_ref(), watch).await {
-            Ok((proofs, plain_read)) => Ok(Staged { restore, proofs, plain_read, safety_backup }),
+            Ok((proofs, plain_read)) => Ok(Staged { restore, proofs, plain_read, safety_backup, losses }),
             // The error that stopped the restore is the one to report; an abort that fails adds to it.
             Err(error) => Err(match restore.abort().await {
                 Ok(()) => error,
                 Err(abort) => error.with("and_cleaning_up_failed", abort.chain()),
             }),
         }
+    }
+
+    /// What of `selection` can be restored, and what cannot, where that is asked for.
+    async fn without_losses(
+        &self,
+        inner: &Inner,
+        catalog: &Catalog<'_>,
+        contents: &Contents,
+        selection: Selection,
+    ) -> Result<(Selection, Vec<Loss>)> {
+        if !self.options.allow_losses {
+            return Ok((selection, Vec::new()));
+        }
+        if self.options.replace {
+            return Err(Error::invalid(
+                "plan restore",
+                "a restore that allows losses must not replace anything: restore into an empty target, and \
+                 choose what to take from there",
+            ));
+        }
+        let losses = losses::find(inner, catalog, contents, &selection).await?;
+        if losses.is_empty() {
+            return Ok((selection, losses));
+        }
+        let lost: Vec<_> = losses.iter().map(|loss| loss.item.clone()).collect();
+        Ok((selection.except(lost), losses))
     }
 
     /// Backs the target's present state up, where that is asked for, and insists on it where it is needed.

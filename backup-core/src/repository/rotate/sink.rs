@@ -50,10 +50,18 @@ impl Run<'_> {
             }
             let path = directory.append(&Key::parse(name.clone())?);
             if self.is_ours(catalog, opened, key, (name, bytes)).await? {
-                deleted += usize::from(self.delete(sink, &path).await?);
+                deleted += usize::from(self.delete(sink, opened, wraps, &path).await?);
             } else {
                 let kept = self.kept(sink, path, None).await;
                 self.report.foreign.push(kept);
+            }
+        }
+        // And once more: see `delete`. Between its look and its deletion nothing can be excluded, only repaired.
+        if deleted > 0 && !self.is_rotated(sink, opened, wraps).await? && self.is_there(sink, opened).await? {
+            for (name, bytes) in wraps {
+                let path = directory.append(&Key::parse(name.clone())?);
+                let options = PutOptions::overwrite(ObjectKind::Note);
+                self.inner.put_one(sink, &path, bytes, &options, &self.watch).await?;
             }
         }
         self.report.rotated.push(Rotated {
@@ -106,16 +114,57 @@ impl Run<'_> {
     }
 
     /// Deletes an old wrap; `false` when the store keeps it.
-    async fn delete(&mut self, sink: &Arc<dyn Sink>, path: &Key) -> Result<bool> {
-        match self.inner.patience.retry(sink.id(), &self.watch, || sink.delete(path)).await {
-            Ok(()) => Ok(true),
-            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly) => {
-                let kept = self.kept(sink, path.clone(), Some(error)).await;
-                self.report.locked.push(kept);
-                Ok(false)
+    ///
+    /// Before every try it looks whether the new wraps are still there. They are not when a prune deleted this copy
+    /// meanwhile and a replication brought it back, with the wraps of another sink: then the old one is all it has.
+    async fn delete(
+        &mut self,
+        sink: &Arc<dyn Sink>,
+        opened: &Opened,
+        wraps: &[(String, Bytes)],
+        path: &Key,
+    ) -> Result<bool> {
+        let (inner, watch) = (self.inner, self.watch.clone());
+        let mut tries = inner.patience.tries(sink.id(), &watch);
+        loop {
+            if !self.is_rotated(sink, opened, wraps).await? {
+                if !self.is_there(sink, opened).await? {
+                    return Ok(false);
+                }
+                return Err(Error::new(ErrorKind::NotFound, "rotate").message(
+                    "this copy was deleted and copied anew while it was being rotated; rotate again",
+                ));
             }
-            Err(error) => Err(error),
+            match inner.patience.bound(sink.delete(path)).await {
+                Ok(()) => return Ok(true),
+                Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly) => {
+                    let kept = self.kept(sink, path.clone(), Some(error)).await;
+                    self.report.locked.push(kept);
+                    return Ok(false);
+                }
+                Err(error) => tries.again(error).await?,
+            }
         }
+    }
+
+    /// Whether all the new wraps are there.
+    async fn is_rotated(
+        &self,
+        sink: &Arc<dyn Sink>,
+        opened: &Opened,
+        wraps: &[(String, Bytes)],
+    ) -> Result<bool> {
+        let (access, directory) = (self.inner.access(sink, &self.watch), opened.dir.keys()?);
+        for (name, _) in wraps {
+            if !access.exists(&directory.append(&Key::parse(name.clone())?)).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn is_there(&self, sink: &Arc<dyn Sink>, opened: &Opened) -> Result<bool> {
+        self.inner.access(sink, &self.watch).exists(&opened.dir.manifest()?).await
     }
 
     async fn kept(&self, sink: &Arc<dyn Sink>, wrap: Key, error: Option<Error>) -> KeptWrap {
