@@ -336,8 +336,8 @@ async fn damage_of_a_parent_a_marker_or_a_ring_entry_costs_no_wrong_byte_and_no_
             // What the incremental needs from its parent is needed for a restore, too: right bytes, or none.
             let target = MemoryTarget::new();
             let restored = repo.restore(SET).id(child).into(&target).await;
-            if restored.is_err() {
-                assert!(target.is_empty() && expected, "{case}");
+            if let Err(error) = restored {
+                assert!(target.is_empty() && expected, "{case}: {}", error.chain());
             }
             // A marker that cannot be read protects; one that is gone cannot make a prune delete what is needed.
             let keep = backup_core::KeepLast::new(1);

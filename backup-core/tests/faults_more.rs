@@ -156,7 +156,6 @@ async fn sweep(verb: Verb) {
     });
     let failed: Vec<bool> = futures::stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
     let loud = failed.iter().filter(|failed| **failed).count();
-    println!("{verb:?}: {} cases, {loud} loud failures", failed.len());
     assert!(failed.len() >= 20 && loud * 3 > failed.len(), "{loud} of {} failed", failed.len());
 }
 

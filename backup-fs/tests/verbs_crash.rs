@@ -147,7 +147,7 @@ async fn judge(dir: &Path, verb: Verb, ids: &[BackupId], case: &str) {
     verb.run(&both(dir), dir).await.unwrap_or_else(|e| panic!("the run after {case}: {}", e.chain()));
     // What the killed run left is swept when nobody can be at work on it any more.
     let later = Utc::now() + TimeDelta::days(9);
-    both(dir).sweep(SET).now(later).await.unwrap().into_result().unwrap();
+    drop(both(dir).sweep(SET).now(later).await.unwrap().into_result().unwrap());
     let held = [whole(dir, "one", None, case).await, whole(dir, "two", None, case).await];
     assert_eq!(held[0], held[1], "after {case}");
     for name in SINKS {

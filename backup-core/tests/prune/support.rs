@@ -155,6 +155,10 @@ impl Snapshot for ChainedSnapshot {
         let mut report = self.inner.finish().await?;
         if let Some(mut items) = self.inherited.take() {
             while let Some(item) = items.try_next().await? {
+                if let Some(sha256) = &item.sha256 {
+                    let proof = backup_core::whole_proof(&item.artifact, sha256);
+                    report.proofs.entry(backup_core::WHOLE_BYTES.to_owned()).or_default().merge(&proof);
+                }
                 report.items.push(&item)?;
             }
         }

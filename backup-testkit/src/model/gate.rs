@@ -177,7 +177,7 @@ impl SinkWriter for GateWriter {
         let (through, name) = (sink.clone(), key.clone());
         sink.call(Operation::Finish, &key, async move {
             let done = inner.finish().await?;
-            through.world.put(through.op, through.number, &name, bytes.into());
+            through.world.put(through.op, through.number, &name, &bytes.into());
             Ok(done)
         })
         .await

@@ -232,16 +232,16 @@ impl World {
     }
 
     /// An object became visible.
-    pub(super) fn put(&self, op: u64, sink: usize, key: &Key, bytes: Bytes) {
+    pub(super) fn put(&self, op: u64, sink: usize, key: &Key, bytes: &Bytes) {
         let mut state = self.state();
         let Some((id, part)) = self.part(key) else { return };
         state.sinks[sink].insert(key.clone(), bytes.clone());
         match part {
-            Part::Manifest => self.manifest(&mut state, op, sink, id, &bytes),
+            Part::Manifest => self.manifest(&mut state, op, sink, id, bytes),
             Part::Object(name) if state.sinks[sink].contains_key(&self.key(id, "manifest.json")) => {
                 let right = state.known.get(&id).is_some_and(|known| {
                     known.manifest.objects().any(|(object, _, sha256)| {
-                        encode_segment(object.as_bytes()) == name && sha256 == Digest::of(&bytes)
+                        encode_segment(object.as_bytes()) == name && sha256 == Digest::of(bytes)
                     })
                 });
                 if !right {
