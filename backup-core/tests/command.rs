@@ -113,6 +113,20 @@ async fn a_program_that_fails_after_any_part_of_its_output_is_no_backup() {
 }
 
 #[tokio::test]
+async fn a_program_that_writes_everything_and_fails_leaves_nothing_listed() {
+    let sink = MemorySink::new();
+    let repository = Repository::builder().sink(sink.clone()).build().unwrap();
+    let source = |status: u8| CommandSource::new(sh(&format!("head -c 3000000 /dev/zero; exit {status}")));
+    let error = repository.backup("dump", &source(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SourceFailed, "{}", error.chain());
+    assert!(repository.backups("dump").await.unwrap().is_empty());
+    assert_eq!(sink.keys(), []);
+    // The same output with status 0 is a backup.
+    repository.backup("dump", &source(0)).await.unwrap();
+    assert_eq!(repository.backups("dump").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_missing_program_is_found_by_check_and_named_by_the_backup() {
     let source = CommandSource::new(["no-such-program-here"]);
     assert!(!source.check().await.unwrap().is_ok());

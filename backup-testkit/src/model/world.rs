@@ -58,6 +58,8 @@ struct Op {
 /// A backup that has, or had, a manifest.
 #[derive(Debug)]
 pub(super) struct Known {
+    /// The operation that made it. An incremental may copy its parent to a sink, too.
+    by: u64,
     bytes: Bytes,
     manifest: Manifest,
     pub(super) content: Content,
@@ -264,7 +266,7 @@ impl World {
             let document = text.trim_end().rsplit_once('\n').map_or("", |(document, _)| document);
             let content = state.ops.get(&op).and_then(|op| op.content.clone());
             if let (Ok(manifest), Some(content)) = (serde_json::from_str::<Manifest>(document), content) {
-                let known = Known { bytes: bytes.clone(), manifest, content, confirmed: false };
+                let known = Known { by: op, bytes: bytes.clone(), manifest, content, confirmed: false };
                 state.known.insert(id, known);
             }
         }
@@ -293,8 +295,8 @@ impl World {
                 wrong.push(format!("{needed}, which it needs, is not there"));
             }
         }
-        if let Some(op) = state.ops.get_mut(&op)
-            && op.verb == Verb::Backup
+        if known.by == op
+            && let Some(op) = state.ops.get_mut(&op)
         {
             op.wrote = Some(id);
         }

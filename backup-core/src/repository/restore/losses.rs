@@ -187,9 +187,9 @@ impl Search<'_> {
         let Some(artifact) = contents.manifest().artifact(name) else {
             return Ok(Standing::Gone("its backup does not have the artifact it lies in".to_owned()));
         };
-        let (copies, watch) = (&contents.opened.copies, &self.catalog.watch);
+        let (copies, watch) = (contents.opened.readable(self.inner), &self.catalog.watch);
         let reader =
-            self.inner.plain_reader(&contents.opened, name, &artifact.stored, None, copies, watch).await;
+            self.inner.plain_reader(&contents.opened, name, &artifact.stored, None, &copies, watch).await;
         let reader = match reader {
             Ok(reader) => Box::new(reader),
             // Without its index nothing of it can be verified block by block.
