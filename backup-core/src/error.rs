@@ -61,6 +61,9 @@ pub enum ErrorKind {
     StoreInadequate,
     /// A retention plan was refused because it would forget too much, or cannot be trusted.
     PruneRefused,
+    /// A continuous log does not go on where it should: entries are missing, and no moment after them can be restored from
+    /// a backup before them.
+    LogGap,
     /// An input/output error without a better name.
     Io,
     /// A defect of this library: please report it.
@@ -259,6 +262,7 @@ fn plain_words(kind: ErrorKind) -> &'static str {
         ErrorKind::TooFewCopies => "too few good copies",
         ErrorKind::StoreInadequate => "the store cannot do this safely",
         ErrorKind::PruneRefused => "prune refused",
+        ErrorKind::LogGap => "entries of the log are missing",
         ErrorKind::Io => "input/output error",
         ErrorKind::Internal => "internal error, please report it",
     }

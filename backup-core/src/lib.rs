@@ -12,6 +12,7 @@ mod item;
 mod key;
 mod keys;
 mod layout;
+mod log;
 mod manifest;
 mod memory;
 mod name;
@@ -35,6 +36,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use item::{Item, ItemKind, ItemPath, ItemProof, ItemSpool, parse_item};
 pub use key::{Key, decode_segment, encode_segment};
 pub use keys::{BackupKey, Keyring, KeyringBuilder, RingUpdate, Signatures, SigningKey, VerifyingKey};
+pub use log::{Cut, CutRequest, LogSource, gap as log_gap};
 pub use manifest::{
     FORMAT, IndexRef, MANIFEST_LIMIT, Manifest, Previous, Seal, SourceInfo, StoredArtifact, StoredObject,
     Totals,
@@ -47,18 +49,18 @@ pub use proof::{Proof, Proofs};
 pub use reader::{ArtifactBytes, ArtifactReader};
 pub use repository::{
     Archived, Backup, BackupList, BackupReport, Checkup, Contents, CopyProblem, DeletedBackup, Export,
-    KeptWrap, KeyCheck, KeyReport, Loss, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport,
-    RecoverySheet, RecoverySheetBuilder, Replica, Replicate, ReplicateFailure, ReplicateReport, Repository,
-    RepositoryBuilder, RestoreBuilder, RestoreOutcome, RestoreTo, Rotate, RotateFailure, RotateReport,
-    Rotated, SetList, SinkCheck, SinkPlan, Spared, Sweep, SweepReport, Swept, Unreadable, Verify,
-    VerifyReport,
+    Follow, FollowReport, KeptWrap, KeyCheck, KeyReport, Loss, NotArchived, NotDeleted, PitrReport,
+    PlannedPrune, Prune, PruneReport, RecoverySheet, RecoverySheetBuilder, Replayed, Replica, Replicate,
+    ReplicateFailure, ReplicateReport, Repository, RepositoryBuilder, RestoreBuilder, RestoreOutcome,
+    RestoreTo, Rotate, RotateFailure, RotateReport, Rotated, SetList, SinkCheck, SinkPitr, SinkPlan, Spared,
+    Sweep, SweepReport, Swept, Unreadable, Verify, VerifyReport,
 };
 #[cfg(feature = "import")]
 pub use repository::{Import, ImportFailure, ImportReport, Imported};
 pub use retention::{
     And, BackupKind, BackupSummary, CLOCK_TOLERANCE, Decision, Gfs, KeepLabelled, KeepLast, KeepWithin,
-    LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Slot, Standing, countable,
-    pitr_ranges, pitr_window, standings,
+    LogGap, LogPosition, Or, PitrRange, PitrWindow, PlanEntry, PrunePlan, RetentionPolicy, Slot, Standing,
+    Until, countable, pitr_gaps, pitr_ranges, pitr_window, standings,
 };
 pub use selection::Selection;
 pub use sink::{
@@ -70,7 +72,8 @@ pub use source::{
     Snapshot, SnapshotRequest, Source, SourceReport, Warning,
 };
 pub use target::{
-    Atomicity, ItemList, PlannedArtifact, Restore, RestorePlan, RestoreReport, RestoreTarget, Undo,
+    Atomicity, ItemList, PlannedArtifact, PlannedSlice, Restore, RestorePlan, RestoreReport, RestoreTarget,
+    SliceReader, Undo,
 };
 #[cfg(feature = "zstd")]
 pub use transform::Zstd;

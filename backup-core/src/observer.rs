@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::error::Error;
 use crate::key::Key;
 use crate::name::{BackupId, SetName, SinkId};
+use crate::retention::LogPosition;
 use crate::source::Warning;
 
 /// Watches what the engine does: progress bars, logs, metrics. Called from many tasks; must not block.
@@ -94,6 +97,32 @@ pub enum Event<'a> {
         id: BackupId,
         /// Stored bytes that were freed.
         freed: u64,
+    },
+    /// A slice of a continuous log is stored.
+    LogSlice {
+        /// The set.
+        set: &'a SetName,
+        /// The slice.
+        id: BackupId,
+        /// Where it begins.
+        from: &'a LogPosition,
+        /// Where it ends, and the log is stored up to.
+        to: &'a LogPosition,
+        /// The moment up to which the log is stored, by the datastore's clock.
+        to_time: DateTime<Utc>,
+        /// Whether fewer sinks hold it than required.
+        degraded: bool,
+    },
+    /// Entries of a continuous log are missing: no moment after them can be restored from a backup before them.
+    LogGap {
+        /// The set.
+        set: &'a SetName,
+        /// Where the log breaks off.
+        from: &'a LogPosition,
+        /// Where it goes on; `None` while that is unknown.
+        to: Option<&'a LogPosition>,
+        /// The sink on which they are missing, while another has them; `None` where no sink has.
+        sink: Option<&'a SinkId>,
     },
     /// Something a person should know.
     Warning(&'a Warning),

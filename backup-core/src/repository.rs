@@ -10,12 +10,15 @@ mod clear;
 mod commit;
 mod contents;
 mod export;
+mod follow;
 mod guard;
 #[cfg(feature = "import")]
 mod import;
 mod notes;
+mod origin;
 mod parent;
 mod pin;
+mod pitr;
 mod prune;
 mod ranges;
 mod recovery_sheet;
@@ -39,14 +42,16 @@ pub use check::{Checkup, SinkCheck};
 pub use check_keys::{KeyCheck, KeyReport};
 pub use contents::Contents;
 pub use export::Export;
+pub use follow::{Follow, FollowReport};
 #[cfg(feature = "import")]
 pub use import::{Import, ImportFailure, ImportReport, Imported};
+pub use pitr::{PitrReport, SinkPitr};
 pub use prune::{
     Archived, DeletedBackup, NotArchived, NotDeleted, PlannedPrune, Prune, PruneReport, SinkPlan, Spared,
 };
 pub use recovery_sheet::{RecoverySheet, RecoverySheetBuilder};
 pub use replicate::{Replica, Replicate, ReplicateFailure, ReplicateReport};
-pub use restore::{Loss, RestoreBuilder, RestoreOutcome, RestoreTo};
+pub use restore::{Loss, Replayed, RestoreBuilder, RestoreOutcome, RestoreTo};
 pub use rotate::{KeptWrap, Rotate, RotateFailure, RotateReport, Rotated};
 pub use sets::SetList;
 pub use sweep::{Sweep, SweepReport, Swept};
@@ -57,10 +62,11 @@ use crate::engine::progress::Watch;
 use crate::engine::retry::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{Keyring, Signatures};
+use crate::log::LogSource;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
 use crate::placement::{CopyRule, Placement, Shortfall};
-use crate::retention::{PitrRange, RetentionPolicy, pitr_ranges};
+use crate::retention::RetentionPolicy;
 use crate::sink::Sink;
 use crate::source::{Source, Warning};
 use crate::transform::{Chain, Transform};
@@ -143,6 +149,21 @@ impl Repository {
     /// is. For the start of a service and for the first evening with a new server.
     pub async fn check(&self, source: &dyn Source) -> Checkup {
         self.0.check(source, &Watch::new(self.0.observers.clone())).await
+    }
+
+    /// Stores the continuous log of `source`, slice by slice, beside the backups of `set` that it continues, until it is
+    /// stopped.
+    ///
+    /// Where it goes on after a restart, and what it does about gaps and sinks that were away, is said in
+    /// `docs/architecture.md`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LogGap`] when the source no longer has what follows the last slice: make a new base, and follow again.
+    /// [`ErrorKind::NotFound`] when the set has no base yet. Other errors after an hour without a stored slice
+    /// ([`Follow::give_up_after`]).
+    pub fn follow<'a>(&'a self, set: &str, source: &'a dyn LogSource) -> Follow<'a> {
+        Follow::new(self, set, source)
     }
 
     /// The backups of `set`, newest first, and those whose manifest cannot be read.
@@ -255,9 +276,10 @@ impl Repository {
         Sweep::new(self, set)
     }
 
-    /// The intervals in which every moment can be restored from the backups and log slices of `set`, oldest first.
-    pub async fn pitr_ranges(&self, set: &str) -> Result<Vec<PitrRange>> {
-        Ok(pitr_ranges(&self.backups(set).await?))
+    /// The intervals in which every moment can be restored from the backups and log slices of `set`, from all sinks
+    /// together and from each alone, and the gaps between slices. [`RestoreBuilder::until`] restores to such a moment.
+    pub async fn pitr_ranges(&self, set: &str) -> Result<PitrReport> {
+        Ok(PitrReport::new(self.backups(set).await?, self.sinks()))
     }
 
     /// Reads artifacts of a backup as plain bytes, verified: to hand them to another tool.

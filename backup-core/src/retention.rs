@@ -60,6 +60,7 @@
 //! # Ok::<(), backup_core::Error>(())
 //! ```
 
+mod chain;
 mod combine;
 mod gfs;
 mod keep;
@@ -78,11 +79,13 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+pub use chain::{LogGap, Until};
+pub(crate) use chain::{Resume, choose, resume};
 pub use combine::{And, Or};
 pub use gfs::{Gfs, Slot};
 pub use keep::{KeepLabelled, KeepLast, KeepWithin};
 pub use log::LogPosition;
-pub use pitr::{PitrRange, PitrWindow, pitr_ranges, pitr_window};
+pub use pitr::{PitrRange, PitrWindow, pitr_gaps, pitr_ranges, pitr_window};
 pub use plan::{PlanEntry, PrunePlan};
 pub use standing::{CLOCK_TOLERANCE, Standing, countable, standings};
 pub use summary::{BackupKind, BackupSummary};

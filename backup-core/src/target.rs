@@ -9,11 +9,12 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::item::Item;
 use crate::name::{BackupId, SetName};
 use crate::proof::Proofs;
 use crate::reader::ArtifactReader;
+use crate::retention::{LogPosition, Until};
 use crate::selection::Selection;
 use crate::source::{ArtifactFormat, ArtifactMeta, Warning};
 
@@ -61,10 +62,13 @@ pub struct RestorePlan {
     pub server_version: Option<String>,
     /// The artifacts that will be offered, in phase order.
     pub artifacts: Vec<PlannedArtifact>,
-    /// Continuous log slices to replay afterwards, oldest first, without gaps.
-    pub log: Vec<PlannedArtifact>,
-    /// Replay the log up to here.
-    pub until: Option<DateTime<Utc>>,
+    /// Where replay of the log begins, if the backup knows it.
+    pub log_position: Option<LogPosition>,
+    /// Slices of the continuous log to replay afterwards, oldest first, without a gap: each begins at or before the end
+    /// of the one before it, and the first at or before [`log_position`](Self::log_position).
+    pub log: Vec<PlannedSlice>,
+    /// How far to replay the log; `None` where it is not replayed.
+    pub until: Option<Until>,
     /// Which items.
     pub selection: Selection,
     /// Whether to replace what exists.
@@ -85,6 +89,8 @@ impl Debug for RestorePlan {
             .field("set", &self.set)
             .field("id", &self.id)
             .field("artifacts", &self.artifacts.len())
+            .field("log", &self.log.len())
+            .field("until", &self.until)
             .field("selection", &self.selection)
             .field("replace", &self.replace)
             .finish_non_exhaustive()
@@ -110,11 +116,41 @@ pub struct PlannedArtifact {
     pub details: Map<String, Value>,
 }
 
+/// A slice of the log that a restore will offer.
+#[derive(Clone, Debug)]
+pub struct PlannedSlice {
+    /// Its id.
+    pub id: BackupId,
+    /// Where it begins. Entries before the end of the slice before it were offered already, and are to be skipped.
+    pub from: LogPosition,
+    /// Where it ends.
+    pub to: LogPosition,
+    /// The moment of its first entry, by the datastore's clock.
+    pub from_time: DateTime<Utc>,
+    /// The moment up to which it is complete, by the datastore's clock.
+    pub to_time: DateTime<Utc>,
+    /// Its artifacts, in phase order.
+    pub artifacts: Vec<PlannedArtifact>,
+}
+
+/// A slice of the log as [`Restore::replay`] gets it.
+#[derive(Clone, Debug)]
+pub struct SliceReader {
+    /// Which slice.
+    pub slice: PlannedSlice,
+    /// What its entries prove.
+    pub proofs: Proofs,
+    /// Its artifacts, in the order of [`PlannedSlice::artifacts`]. Their bytes are compared with the digests of the plain bytes
+    /// when they are read to their end.
+    pub artifacts: Vec<ArtifactReader>,
+}
+
 /// A restore in progress on the target's side.
 ///
 /// The engine asks [`wants`](Restore::wants) and [`needs`](Restore::needs), calls [`artifact`](Restore::artifact) for each,
-/// phase by phase, then [`prove`](Restore::prove), compares, and ends with [`commit`](Restore::commit) or
-/// [`abort`](Restore::abort). Dropping it is an abort.
+/// phase by phase, then [`prove`](Restore::prove), compares, replays the log where that was asked for
+/// ([`replay`](Restore::replay) for each slice in order, then [`replayed`](Restore::replayed)), and ends with
+/// [`commit`](Restore::commit) or [`abort`](Restore::abort). Dropping it is an abort.
 #[async_trait]
 pub trait Restore: Send + Sync {
     /// Whether this artifact is to be offered at all.
@@ -141,6 +177,20 @@ pub trait Restore: Send + Sync {
 
     /// Computes the proofs of the staged copy by reading it back.
     async fn prove(&self) -> Result<Proofs>;
+
+    /// Applies a slice of the log to the staged copy, or puts it where the datastore will find it. Applies no entry that
+    /// was applied before, and none beyond [`RestorePlan::until`]. Targets without a log refuse it.
+    async fn replay(&self, slice: SliceReader) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "replay log")
+            .message("this target cannot replay a log; restore without `until`")
+            .with("slice", slice.slice.id))
+    }
+
+    /// Called once after the last slice: where the last entry ends that was applied, or will be at
+    /// [`commit`](Restore::commit).
+    async fn replayed(&self) -> Result<LogPosition> {
+        Err(Error::new(ErrorKind::Unsupported, "replay log").message("this target cannot replay a log"))
+    }
 
     /// Puts the staged copy in place.
     async fn commit(self: Box<Self>) -> Result<(RestoreReport, Option<Box<dyn Undo>>)>;

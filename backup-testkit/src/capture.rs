@@ -64,6 +64,7 @@ impl Captured {
                     details: self.report.artifacts.get(&*meta.name).cloned().unwrap_or_default(),
                 })
                 .collect(),
+            log_position: self.report.log_position.clone(),
             log: Vec::new(),
             until: None,
             selection: Selection::all(),

@@ -36,6 +36,11 @@ impl Watch {
         }))
     }
 
+    /// Counters of a new run, with the same observers.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.0.observers.clone())
+    }
+
     pub(crate) fn event(&self, event: &Event<'_>) {
         for observer in &self.0.observers {
             observer.on_event(event);

@@ -11,13 +11,14 @@ use super::Inner;
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
-use crate::layout::{CONDEMNED, MANIFEST, PENDING, PINNED};
+use crate::layout::{BackupDir, CONDEMNED, MANIFEST, PENDING, PINNED};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::sink::{ObjectInfo, ObjectKind, PutOptions, Sink, put_bytes, read_bytes};
 
 /// What a listing shows of the directory of one backup on one sink.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Place {
+    pub(super) dir: BackupDir,
     /// The size of its manifest in bytes, if it has one.
     pub(super) manifest: Option<u64>,
     pub(super) pending: bool,
@@ -26,11 +27,17 @@ pub(super) struct Place {
     pub(super) condemned: Vec<Key>,
 }
 
-/// The directories of backups of one set on one sink.
+impl Place {
+    fn new(dir: BackupDir) -> Self {
+        Self { dir, manifest: None, pending: false, pinned: false, condemned: Vec::new() }
+    }
+}
+
+/// The directories of backups and log slices of one set on one sink.
 pub(super) type Places = BTreeMap<BackupId, Place>;
 
 impl Inner {
-    /// Lists the directories of the backups of `set`.
+    /// Lists the directories of the backups and log slices of `set`.
     pub(super) async fn places(&self, sink: &Arc<dyn Sink>, set: &SetName, watch: &Watch) -> Result<Places> {
         let prefix = set.key()?;
         let take = |places: &mut Places, object: ObjectInfo| {
@@ -41,13 +48,17 @@ impl Inner {
     }
 }
 
-/// Notes what an object below the set's `prefix` says of the backup it belongs to.
+/// Notes what an object below the set's `prefix` says of the backup or log slice it belongs to.
 fn note_place(places: &mut Places, prefix: &Key, object: ObjectInfo) {
-    let Some(rest) = object.key.strip_prefix(prefix) else { return };
-    let mut segments = rest.segments();
-    let Some(id) = segments.next().and_then(|id| id.parse::<BackupId>().ok()) else { return };
+    let Some((id, dir, rest)) = BackupDir::of(prefix, &object.key) else { return };
+    let mut segments = rest.iter().map(String::as_str);
     let Some(name) = segments.next() else { return };
-    let place: &mut Place = places.entry(id).or_default();
+    let place = places.entry(id).or_insert_with(|| Place::new(dir.clone()));
+    if place.dir != dir {
+        // Two directories of one id: somebody moved or copied one. The first is judged by what its manifest says of its
+        // place, the other is never touched.
+        return;
+    }
     match (name, segments.next()) {
         (MANIFEST, None) => place.manifest = Some(object.size),
         (PENDING, None) => place.pending = true,

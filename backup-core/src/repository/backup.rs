@@ -18,6 +18,7 @@ use super::clear::clear_failed_copy;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::{Notes, borrowed};
+use super::origin::Origin;
 use super::parent::{Parent, References};
 use super::state::Kept;
 use super::{Inner, Repository};
@@ -60,7 +61,7 @@ pub struct Backup<'a> {
 
 /// What to back up, and what to say about it.
 #[derive(Debug, Default)]
-struct Options {
+pub(super) struct Options {
     selection: Selection,
     labels: BTreeMap<String, String>,
     keep_for: Option<TimeDelta>,
@@ -208,26 +209,69 @@ impl<'a> Backup<'a> {
         let watch = Watch::new(observers);
         watch.event(&Event::Started { verb: "backup", set: &set, id });
 
-        let dir = BackupDir::new(&set, id)?;
-        let shutdown = self.shutdown.take();
+        let job = Job {
+            origin: Origin::Source(self.source),
+            dir: BackupDir::new(&set, id)?,
+            set: set.clone(),
+            id,
+            started,
+            options: self.options,
+            limit: self.rate_limit.map(|rate| Arc::new(RateLimit::new(rate))),
+        };
+        let shutdown = self.shutdown.take().unwrap_or_else(|| Box::pin(std::future::pending()));
+        let result = self.repository.store(job, shutdown, &watch).await;
+        let error = result.as_ref().err();
+        watch.event(&Event::Finished { verb: "backup", set: &set, id, error, elapsed: watch.elapsed() });
+        result.map_err(|e| e.with("set", &set))
+    }
+}
+
+/// A backup or a log slice that is to be stored.
+pub(super) struct Job<'a> {
+    pub(super) origin: Origin<'a>,
+    pub(super) set: SetName,
+    pub(super) id: BackupId,
+    pub(super) dir: BackupDir,
+    pub(super) started: DateTime<Utc>,
+    pub(super) options: Options,
+    pub(super) limit: Option<Arc<RateLimit>>,
+}
+
+impl Job<'_> {
+    /// Everything, without labels.
+    pub(super) fn no_options() -> Options {
+        Options::default()
+    }
+}
+
+impl Repository {
+    /// Runs a job from its marker to its manifest, or stops it cleanly when `shutdown` completes.
+    pub(super) async fn store(
+        &self,
+        job: Job<'_>,
+        shutdown: impl Future<Output = ()>,
+        watch: &Watch,
+    ) -> Result<BackupReport> {
+        let inner = &*self.0;
+        let Job { origin, set, id, dir, started, options, limit } = job;
         let cancelled = CancellationToken::new();
         let mut cleanup = Cleanup::new(inner.patience, &inner.sinks, dir.clone());
         let prepared = {
             let mut run = Run {
-                repository: self.repository,
+                repository: self,
                 inner,
-                source: self.source,
+                origin,
                 pipeline: Pipeline {
                     chain: Arc::clone(&inner.chain),
                     patience: inner.patience,
-                    limit: self.rate_limit.map(|rate| Arc::new(RateLimit::new(rate))),
+                    limit,
                     watch: watch.clone(),
                 },
-                set: set.clone(),
+                set,
                 id,
                 dir: dir.clone(),
                 started,
-                keep_until: self.options.keep_for.and_then(|time| started.checked_add_signed(time)),
+                keep_until: options.keep_for.and_then(|time| started.checked_add_signed(time)),
                 key: None,
                 alive: inner.sinks.iter().cloned().enumerate().collect(),
                 failed: Vec::new(),
@@ -235,33 +279,27 @@ impl<'a> Backup<'a> {
                 cancelled: cancelled.clone(),
             };
             let result = {
-                let work = run.prepare(&mut cleanup, &self.options);
-                match shutdown {
-                    None => work.await,
-                    Some(shutdown) => tokio::select! {
-                        biased;
-                        () = shutdown => Err(Error::cancelled("back up")),
-                        result = work => result,
-                    },
+                let work = run.prepare(&mut cleanup, &options);
+                tokio::select! {
+                    biased;
+                    () = shutdown => Err(Error::cancelled("back up")),
+                    result = work => result,
                 }
             };
             cancelled.cancel();
             result.map(|prepared| (prepared, run.alive, run.failed))
         };
-        let result = match prepared {
+        match prepared {
             Ok((prepared, alive, failed)) => {
                 // A manifest may become visible from here on: nothing that it refers to may be removed.
                 let snapshot = cleanup.disarm();
-                commit(inner, &dir, prepared, alive, failed, snapshot, &watch).await
+                commit(inner, &dir, prepared, alive, failed, snapshot, watch).await
             }
             Err(error) => {
                 cleanup.abort().await;
                 Err(error)
             }
-        };
-        let error = result.as_ref().err();
-        watch.event(&Event::Finished { verb: "backup", set: &set, id, error, elapsed: watch.elapsed() });
-        result.map_err(|e| e.with("set", &set))
+        }
     }
 }
 
@@ -280,7 +318,7 @@ impl std::fmt::Debug for Backup<'_> {
 }
 
 /// 32 random bits for an id.
-fn random() -> Result<u32> {
+pub(super) fn random() -> Result<u32> {
     let mut bytes = [0; 4];
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
         Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers")
@@ -292,7 +330,7 @@ fn random() -> Result<u32> {
 struct Run<'a> {
     repository: &'a Repository,
     inner: &'a Inner,
-    source: &'a dyn Source,
+    origin: Origin<'a>,
     pipeline: Pipeline,
     set: SetName,
     id: BackupId,
@@ -320,7 +358,10 @@ struct Prepared {
 impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         self.refuse_unsealed()?;
-        let previous = self.previous(cleanup).await?;
+        let previous = match self.origin.slice() {
+            Some(slice) => slice.previous.clone(),
+            None => self.previous(cleanup).await?,
+        };
         let mut parent = if options.incremental { self.parent().await? } else { None };
         let parent_id = parent.as_ref().map(ParentReader::id);
         let pending = Pending::new(&self.set, self.id, parent_id, self.inner.clock.now());
@@ -342,9 +383,10 @@ impl Run<'_> {
             cancelled: self.cancelled.clone(),
         };
         let patience = self.inner.patience;
-        cleanup.hold(patience.bound_source(self.source.snapshot(request)).await?);
+        cleanup.hold(patience.bound_source(self.origin.snapshot(request)).await?);
         let (artifacts, details) = self.artifacts(cleanup).await?;
         let mut report = patience.bound_source(cleanup.snapshot()?.finish()).await?;
+        self.origin.confirm(&mut report)?;
         for warning in &report.warnings {
             self.pipeline.watch.event(&Event::Warning(warning));
         }
@@ -353,18 +395,23 @@ impl Run<'_> {
         warnings.extend(full_instead);
         let references = self.references(&report, parent.as_ref()).await?;
         let head = DetailsHead::new(&mut report, details);
-        let kept = self.inner.keep(&self.set, self.id).map(|kept| Arc::new(Mutex::new(kept)));
+        // No incremental builds on a slice.
+        let kept = self.origin.slice().is_none().then(|| self.inner.keep(&self.set, self.id)).flatten();
+        let kept = kept.map(|kept| Arc::new(Mutex::new(kept)));
         let mut manifest = Manifest {
             format: FORMAT,
             set: self.set.clone(),
             id: self.id,
-            kind: match &parent {
+            kind: match (&parent, self.origin.slice()) {
+                (_, Some(slice)) => slice.kind(),
                 // A source that could not build on the parent made a full.
-                Some(parent) if !references.ids.is_empty() => BackupKind::Incremental { parent: parent.id() },
+                (Some(parent), _) if !references.ids.is_empty() => {
+                    BackupKind::Incremental { parent: parent.id() }
+                }
                 _ => BackupKind::Full,
             },
             source: SourceInfo {
-                kind: self.source.kind().to_owned(),
+                kind: self.origin.kind().to_owned(),
                 server_version: report.server_version.clone(),
             },
             started: self.started,
@@ -416,7 +463,7 @@ impl Run<'_> {
             return Err(Error::new(ErrorKind::AlreadyExists, "back up")
                 .message("another backup of the same second has the same id; back up again"));
         }
-        for id in found.backups.into_keys().rev().filter(|id| *id < self.id) {
+        for id in found.bases().map(|(id, _)| *id).filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
             if let Ok(opened) = catalog.open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
@@ -428,7 +475,7 @@ impl Run<'_> {
     /// The backup to build upon, if there is one.
     async fn parent(&self) -> Result<Option<Parent>> {
         let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        self.repository.parent(&catalog, self.id, self.source.kind(), &self.alive).await
+        self.repository.parent(&catalog, self.id, self.origin.kind(), &self.alive).await
     }
 
     /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker
@@ -592,6 +639,7 @@ impl Run<'_> {
         let notes = Notes {
             set: &self.set,
             id: self.id,
+            kind: &manifest.kind,
             chain: &manifest.chain,
             artifacts: &manifest.artifacts,
             details: &manifest.details,

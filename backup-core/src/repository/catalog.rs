@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
 use super::Inner;
 use crate::digest::Digest;
@@ -16,7 +16,7 @@ use crate::engine::read::StoredReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::keys::BackupKey;
-use crate::layout::BackupDir;
+use crate::layout::{self, BackupDir};
 use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
@@ -73,17 +73,38 @@ pub(super) struct Catalog<'a> {
     pub(super) inner: &'a Inner,
     pub(super) set: SetName,
     pub(super) watch: Watch,
+    /// Where the log slices seen so far lie: their directories cannot be told from their ids.
+    slices: Mutex<BTreeMap<BackupId, BackupDir>>,
 }
 
 /// What listing the sinks shows of a set.
 #[derive(Default)]
 pub(super) struct Found {
-    /// The backups that have a manifest, and the sinks that list it.
-    pub(super) backups: BTreeMap<BackupId, Vec<Arc<dyn Sink>>>,
+    /// The backups and log slices that have a manifest.
+    pub(super) backups: BTreeMap<BackupId, Copies>,
     /// Those pinned on any sink.
     pub(super) pinned: BTreeSet<BackupId>,
     /// The sinks that could not be listed.
     pub(super) unreachable: Vec<(SinkId, Error)>,
+}
+
+/// Where a backup lies, and the sinks that list its manifest.
+pub(super) struct Copies {
+    pub(super) dir: BackupDir,
+    pub(super) sinks: Vec<Arc<dyn Sink>>,
+}
+
+impl Found {
+    /// Fulls and incrementals, newest first.
+    pub(super) fn bases(&self) -> impl Iterator<Item = (&BackupId, &Copies)> {
+        self.backups.iter().rev().filter(|(_, copies)| !copies.dir.is_slice())
+    }
+
+    /// The newest full or incremental, and the newest log slice.
+    pub(super) fn newest(&self) -> Vec<(BackupId, BackupDir)> {
+        let slice = self.backups.iter().rev().find(|(_, copies)| copies.dir.is_slice());
+        self.bases().next().into_iter().chain(slice).map(|(id, c)| (*id, c.dir.clone())).collect()
+    }
 }
 
 /// A backup whose manifest was opened.
@@ -106,7 +127,7 @@ impl Inner {
     }
 
     pub(super) fn catalog_watched(&self, set: SetName, watch: Watch) -> Catalog<'_> {
-        Catalog { inner: self, set, watch }
+        Catalog { inner: self, set, watch, slices: Mutex::default() }
     }
 }
 
@@ -119,8 +140,15 @@ impl Catalog<'_> {
             match self.inner.places(sink, &self.set, &self.watch).await {
                 Ok(places) => {
                     for (id, place) in places {
+                        if place.dir.is_slice() {
+                            self.slices().insert(id, place.dir.clone());
+                        }
                         if place.manifest.is_some() {
-                            found.backups.entry(id).or_default().push(Arc::clone(sink));
+                            let new = || Copies { dir: place.dir.clone(), sinks: Vec::new() };
+                            let copies = found.backups.entry(id).or_insert_with(new);
+                            if copies.dir == place.dir {
+                                copies.sinks.push(Arc::clone(sink));
+                            }
                         }
                         if place.pinned {
                             found.pinned.insert(id);
@@ -148,7 +176,9 @@ impl Catalog<'_> {
         let opening: Vec<BoxFuture<'_, _>> = backups
             .into_iter()
             .rev()
-            .map(|(id, sinks)| async move { (id, self.open_on(id, &sinks).await, sinks) }.boxed())
+            .map(|(id, Copies { dir, sinks })| {
+                async move { (id, self.open_on(dir, id, &sinks).await, sinks) }.boxed()
+            })
             .collect();
         let opened: Vec<_> = futures::stream::iter(opening).buffered(READ_AT_ONCE).collect().await;
         for (id, result, sinks) in opened {
@@ -171,13 +201,78 @@ impl Catalog<'_> {
         Ok(list)
     }
 
-    /// Opens the manifest of one backup.
+    /// Opens the manifest of one backup or log slice.
     pub(super) async fn open(&self, id: BackupId) -> Result<Opened> {
-        self.open_on(id, &self.inner.sinks).await
+        let known = self.slices().get(&id).cloned();
+        if let Some(dir) = known {
+            return self.open_on(dir, id, &self.inner.sinks).await;
+        }
+        let missing = match self.open_on(BackupDir::new(&self.set, id)?, id, &self.inner.sinks).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => error,
+            result => return result,
+        };
+        match self.find_slice(id).await? {
+            Some(dir) => self.open_on(dir, id, &self.inner.sinks).await,
+            None => Err(missing),
+        }
     }
 
-    async fn open_on(&self, id: BackupId, sinks: &[Arc<dyn Sink>]) -> Result<Opened> {
-        let dir = BackupDir::new(&self.set, id)?;
+    /// The directory of a backup or log slice, whether it is there or not.
+    pub(super) async fn dir(&self, id: BackupId) -> Result<BackupDir> {
+        match self.find_slice(id).await? {
+            Some(dir) => Ok(dir),
+            None => BackupDir::new(&self.set, id),
+        }
+    }
+
+    /// Where a slice of this id lies, if any sink that can be listed has one.
+    async fn find_slice(&self, id: BackupId) -> Result<Option<BackupDir>> {
+        let known = self.slices().get(&id).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let (set, slices) = (self.set.key()?, layout::slices(&self.set)?);
+        for sink in &self.inner.sinks {
+            let list = || async {
+                let mut objects = sink.list(&slices);
+                while let Some(object) = self.inner.patience.bound(objects.try_next()).await? {
+                    match BackupDir::of(&set, &object.key) {
+                        Some((found, dir, _)) if found == id => return Ok(Some(dir)),
+                        _ => {}
+                    }
+                }
+                Ok(None)
+            };
+            let mut tries = self.inner.patience.tries(sink.id(), &self.watch);
+            let found = loop {
+                match list().await {
+                    Ok(found) => break found,
+                    // Another sink may know it; that it is nowhere is said by whoever looks for it.
+                    Err(error) => {
+                        if tries.again(error).await.is_err() {
+                            break None;
+                        }
+                    }
+                }
+            };
+            if let Some(dir) = found {
+                self.slices().insert(id, dir.clone());
+                return Ok(Some(dir));
+            }
+        }
+        Ok(None)
+    }
+
+    fn slices(&self) -> std::sync::MutexGuard<'_, BTreeMap<BackupId, BackupDir>> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn open_on(
+        &self,
+        dir: BackupDir,
+        id: BackupId,
+        sinks: &[Arc<dyn Sink>],
+    ) -> Result<Opened> {
         let mut good: Option<Opened> = None;
         let mut bad: Vec<(SinkId, Error)> = Vec::new();
         for sink in sinks {
@@ -222,6 +317,13 @@ impl Catalog<'_> {
         let signed = signatures.is_some() && manifest::is_signed(&bytes);
         let key = if signed { None } else { self.key(sink, dir, id).await? };
         let manifest = manifest::open(&bytes, key.as_ref(), signatures, &self.set, id)?;
+        if !dir.fits(&manifest.kind) {
+            return Err(Error::corrupt(
+                "read manifest",
+                "the manifest is of another kind, or of another stretch of the log, than its place says; it was moved \
+                 or copied here",
+            ));
+        }
         Ok((manifest, Digest::of(&bytes), key))
     }
 

@@ -8,25 +8,26 @@ use super::contents::Contents;
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
+use crate::layout::BackupDir;
 use crate::name::{BackupId, SetName, SinkId};
 
 /// What [`Repository::check_keys`](crate::Repository::check_keys) found.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct KeyReport {
-    /// One entry per set and key.
+    /// One entry per set and key; two where the set has log slices.
     pub checks: Vec<KeyCheck>,
     /// Sinks that could not be listed.
     pub unreachable: Vec<(SinkId, Error)>,
 }
 
-/// One key, tried on the newest backup of one set.
+/// One key, tried on the newest backup, or the newest log slice, of one set.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct KeyCheck {
     /// The set.
     pub set: SetName,
-    /// Its newest backup; `None` when the set could not be listed.
+    /// Its newest backup or log slice; `None` when the set could not be listed.
     pub id: Option<BackupId>,
     /// The key: its id, `passphrase` and its place in the keyring, or the recipient of an age identity. `no key` when there
     /// is none.
@@ -36,11 +37,13 @@ pub struct KeyCheck {
 }
 
 impl KeyReport {
-    /// The sets whose newest backup no key opens.
+    /// The sets whose newest backup or newest log slice no key opens.
     pub fn locked_out(&self) -> Vec<&SetName> {
-        let mut sets: Vec<_> = self.checks.iter().filter(|c| c.opens.is_err()).map(|c| &c.set).collect();
+        let opened = |check: &KeyCheck| {
+            self.checks.iter().any(|c| c.set == check.set && c.id == check.id && c.opens.is_ok())
+        };
+        let mut sets: Vec<_> = self.checks.iter().filter(|c| !opened(c)).map(|c| &c.set).collect();
         sets.dedup();
-        sets.retain(|set| !self.checks.iter().any(|c| c.set == **set && c.opens.is_ok()));
         sets
     }
 
@@ -65,14 +68,11 @@ impl Inner {
         let single = self.each_key();
         let mut report = KeyReport::default();
         for set in sets.iter() {
-            let newest = match self.catalog_watched(set.clone(), watch.clone()).ids().await {
-                Ok(found) => Ok(found.backups.into_keys().next_back()),
-                Err(error) => Err(error),
-            };
-            let newest = match newest {
-                Ok(Some(id)) => id,
-                // Pruned in this moment.
-                Ok(None) => continue,
+            let catalog = self.catalog_watched(set.clone(), watch.clone());
+            // Those who follow a log may be configured with other keys than those who make backups. Nothing is found
+            // where everything was pruned in this moment.
+            let newest = match catalog.ids().await {
+                Ok(found) => found.newest(),
                 Err(error) => {
                     report.checks.push(KeyCheck {
                         set: set.clone(),
@@ -83,14 +83,16 @@ impl Inner {
                     continue;
                 }
             };
-            for (key, inner) in &single {
-                let catalog = inner.catalog_watched(set.clone(), watch.clone());
-                report.checks.push(KeyCheck {
-                    set: set.clone(),
-                    id: Some(newest),
-                    key: key.clone(),
-                    opens: inner.opens(&catalog, newest).await,
-                });
+            for (id, dir) in newest {
+                for (key, inner) in &single {
+                    let catalog = inner.catalog_watched(set.clone(), watch.clone());
+                    report.checks.push(KeyCheck {
+                        set: set.clone(),
+                        id: Some(id),
+                        key: key.clone(),
+                        opens: inner.opens(&catalog, dir.clone(), id).await,
+                    });
+                }
             }
         }
         report.unreachable = sets.unreachable;
@@ -120,8 +122,8 @@ impl Inner {
     }
 
     /// The sinks whose copy of a backup opens.
-    async fn opens(&self, catalog: &Catalog<'_>, id: BackupId) -> Result<Vec<SinkId>> {
-        let opened = catalog.open(id).await?;
+    async fn opens(&self, catalog: &Catalog<'_>, dir: BackupDir, id: BackupId) -> Result<Vec<SinkId>> {
+        let opened = catalog.open_on(dir, id, &self.sinks).await?;
         let mut opens = Vec::new();
         let mut failed = None;
         for copy in &opened.copies {

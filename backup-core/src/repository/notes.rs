@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::layout::{DECRYPT_PY, MANIFEST, RANGES, RESTORE_TXT, RESTORED, SHA256SUMS};
 use crate::manifest::{StoredArtifact, StoredObject};
 use crate::name::{BackupId, SetName};
+use crate::retention::BackupKind;
 use crate::source::Recipe;
 use crate::transform::TransformSpec;
 
@@ -22,6 +23,7 @@ const DECODER: &str = include_str!("../../assets/decrypt.py");
 pub(super) struct Notes<'a> {
     pub(super) set: &'a SetName,
     pub(super) id: BackupId,
+    pub(super) kind: &'a BackupKind,
     pub(super) chain: &'a [TransformSpec],
     pub(super) artifacts: &'a [StoredArtifact],
     pub(super) details: &'a StoredObject,
@@ -66,7 +68,16 @@ impl Notes<'_> {
     /// `RESTORE.txt`.
     pub(super) fn restore(&self) -> (&'static str, Bytes) {
         let mut text = String::new();
-        let _ = writeln!(text, "# Backup {} of {}", self.id, self.set);
+        let _ = match self.kind {
+            BackupKind::Log { from, to, from_time, to_time } => writeln!(
+                text,
+                "# Slice {} of the continuous log of {}\n#\n# From position {from} ({from_time}) to {to} ({to_time}).\n\
+                 # It is replayed on a restored backup of this set, after the slice that ends where it begins: slices are\n\
+                 # named <from>-<to>-<id>, and they may overlap.",
+                self.id, self.set
+            ),
+            _ => writeln!(text, "# Backup {} of {}", self.id, self.set),
+        };
         text.push_str(
             "#\n# These commands restore it with standard tools alone. Run them in this directory, in this order,\n\
              # with `set -eo pipefail` in bash, so that no failure in a pipe goes unnoticed.\n",

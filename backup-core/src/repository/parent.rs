@@ -168,7 +168,8 @@ impl Repository {
         let readable = inner.chain.can_decode();
         let kept = if readable { None } else { inner.kept_id(&catalog.set).await };
         let usable = |id: &BackupId| *id < before && (readable || kept == Some(*id));
-        for id in catalog.ids().await?.backups.into_keys().rev().filter(usable) {
+        let found = catalog.ids().await?;
+        for id in found.bases().map(|(id, _)| *id).filter(usable) {
             let Ok(mut opened) = catalog.open(id).await else { continue };
             if opened.manifest.source.kind != kind || matches!(opened.manifest.kind, BackupKind::Log { .. }) {
                 continue;

@@ -35,8 +35,10 @@ impl Repository {
         let watch = Watch::new(inner.observers.clone());
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let mut found = catalog.ids().await?;
-        let sinks = found.backups.remove(&id).unwrap_or_default();
-        let dir = BackupDir::new(&set, id)?;
+        let (dir, sinks) = match found.backups.remove(&id) {
+            Some(copies) => (copies.dir, copies.sinks),
+            None => (BackupDir::new(&set, id)?, Vec::new()),
+        };
         let pin = Pin { format: 1, set: &set, id, pinned: inner.clock.now() };
         let bytes = serde_json::to_vec(&pin)
             .map(Bytes::from)
@@ -66,7 +68,7 @@ impl Repository {
     pub async fn unpin(&self, set: &str, id: BackupId) -> Result<()> {
         let (inner, set) = (&self.0, SetName::parse(set)?);
         let watch = Watch::new(inner.observers.clone());
-        let key = BackupDir::new(&set, id)?.pinned()?;
+        let key = inner.catalog_watched(set, watch.clone()).dir(id).await?.pinned()?;
         let mut failed = None;
         for sink in &inner.sinks {
             if let Err(error) = inner.access(sink, &watch).delete(&key).await {

@@ -172,16 +172,20 @@ impl Inner {
 
     async fn describe(&self, set: &SetName, watch: &Watch, text: &mut String) {
         let catalog = self.catalog_watched(set.clone(), watch.clone());
-        let ids = match catalog.ids().await {
-            Ok(found) => found.backups,
+        let found = match catalog.ids().await {
+            Ok(found) => found,
             Err(error) => {
                 let _ = writeln!(text, "  {set}: could not be listed: {error}");
                 return;
             }
         };
-        let _ = writeln!(text, "  {set}: {} backups", ids.len());
-        let Some(newest) = ids.into_keys().next_back() else { return };
-        match catalog.open(newest).await {
+        let bases = found.bases().count();
+        let _ = match found.backups.len() - bases {
+            0 => writeln!(text, "  {set}: {bases} backups"),
+            slices => writeln!(text, "  {set}: {bases} backups, {slices} slices of its log"),
+        };
+        let Some((newest, dir)) = found.newest().into_iter().next() else { return };
+        match catalog.open_on(dir, newest, &self.sinks).await {
             Ok(opened) => {
                 let places: Vec<_> = opened.copies.iter().map(|s| s.id().as_str()).collect();
                 let _ = writeln!(text, "    newest: {newest} on {}", places.join(", "));

@@ -2,6 +2,7 @@
 
 mod losses;
 mod plan;
+mod replay;
 mod run;
 
 use std::future::{Future, IntoFuture};
@@ -15,12 +16,12 @@ use futures::future::BoxFuture;
 
 pub use losses::Loss;
 
-use super::Repository;
+use super::{BackupList, Repository};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Observer;
 use crate::proof::Proofs;
-use crate::retention::{BackupKind, BackupSummary};
+use crate::retention::{BackupSummary, LogPosition, Until, choose};
 use crate::selection::Selection;
 use crate::source::{Source, Warning};
 use crate::target::{RestoreReport, RestoreTarget, Undo};
@@ -32,6 +33,14 @@ pub struct RestoreBuilder<'a> {
     set: String,
     which: Which,
     max_age: Option<TimeDelta>,
+    until: Option<Until>,
+}
+
+/// What was chosen: a base, and the slices to replay on it.
+struct Chosen {
+    id: BackupId,
+    slices: Vec<BackupSummary>,
+    passed_over: Option<Warning>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +53,7 @@ enum Which {
 
 impl<'a> RestoreBuilder<'a> {
     pub(super) fn new(repository: &'a Repository, set: &str) -> Self {
-        Self { repository, set: set.to_owned(), which: Which::Latest, max_age: None }
+        Self { repository, set: set.to_owned(), which: Which::Latest, max_age: None, until: None }
     }
 
     /// The newest backup whose manifest can be trusted. The default.
@@ -78,6 +87,26 @@ impl<'a> RestoreBuilder<'a> {
         self
     }
 
+    /// Replays the continuous log of the set on the backup: up to a moment, a position, or its [end](Until::End).
+    ///
+    /// Of the backups that the other options allow, the newest from which the log leads there without a gap is taken.
+    /// [`Repository::pitr_ranges`] lists what can be restored. Where the log does not lead there, the restore fails
+    /// with [`ErrorKind::LogGap`] before anything is touched.
+    ///
+    /// ```
+    /// # use backup_core::{Repository, RestoreTarget, Result};
+    /// # use chrono::{TimeZone as _, Utc};
+    /// async fn before_the_mistake(repo: &Repository, target: &dyn RestoreTarget) -> Result<()> {
+    ///     let mistake = Utc.with_ymd_and_hms(2026, 11, 20, 14, 31, 59).unwrap();
+    ///     repo.restore("shop/orders").until(mistake).into(target).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn until(mut self, until: impl Into<Until>) -> Self {
+        self.until = Some(until.into());
+        self
+    }
+
     /// Where to restore into.
     pub fn into(self, target: &'a dyn RestoreTarget) -> RestoreTo<'a> {
         RestoreTo {
@@ -90,19 +119,30 @@ impl<'a> RestoreBuilder<'a> {
         }
     }
 
-    /// The backup to restore, and a warning when newer ones were passed over because they cannot be opened.
-    async fn choose(&self) -> Result<(BackupId, Option<Warning>)> {
-        if let (Which::Id(id), None) = (&self.which, self.max_age) {
-            return Ok((*id, None));
-        }
-        let list = self.repository.backups(&self.set).await?;
-        let restorable = |b: &&BackupSummary| !matches!(b.kind, BackupKind::Log { .. });
-        let chosen = list.iter().filter(restorable).find(|b| match &self.which {
+    /// Whether the options allow a backup.
+    fn allows(&self, b: &BackupSummary) -> bool {
+        let wanted = match &self.which {
             Which::Latest => true,
             Which::Id(id) => b.id == *id,
             Which::At(time) => b.started <= *time,
             Which::Labelled(name, value) => b.labels.get(name) == Some(value),
-        });
+        };
+        wanted && !b.is_log()
+    }
+
+    async fn choose(&self) -> Result<Chosen> {
+        if let (Which::Id(id), None, None) = (&self.which, self.max_age, &self.until) {
+            return Ok(Chosen { id: *id, slices: Vec::new(), passed_over: None });
+        }
+        let list = self.repository.backups(&self.set).await?;
+        if let Some(until) = &self.until {
+            let (base, slices) =
+                choose(&list, until, |b| self.allows(b)).map_err(|e| e.with("set", &self.set))?;
+            self.insist_on_age(base.id, slices.last().map_or(base.started, |slice| slice.started))?;
+            let slices = slices.into_iter().cloned().collect();
+            return Ok(Chosen { id: base.id, slices, passed_over: None });
+        }
+        let chosen = list.iter().find(|b| self.allows(b));
         let chosen = chosen.ok_or_else(|| match list.unreadable.first() {
             Some(bad) => Error::new(bad.error.kind(), "choose backup")
                 .message("no backup of this set can be opened")
@@ -112,31 +152,37 @@ impl<'a> RestoreBuilder<'a> {
                 .message("the set has no such backup")
                 .with("set", &self.set),
         })?;
-        if let Some(limit) = self.max_age {
-            let age = self.repository.0.clock.now() - chosen.started;
-            if age > limit {
-                return Err(Error::new(ErrorKind::NotFound, "choose backup")
-                    .message("the newest fitting backup is older than allowed; look at the other sinks before using it")
-                    .with("id", chosen.id)
-                    .with("age_hours", age.num_hours()));
-            }
-        }
+        self.insist_on_age(chosen.id, chosen.started)?;
+        let passed_over = self.passed_over(&list, chosen.id);
+        Ok(Chosen { id: chosen.id, slices: Vec::new(), passed_over })
+    }
+
+    /// A warning when newer backups were passed over because they cannot be opened.
+    fn passed_over(&self, list: &BackupList, chosen: BackupId) -> Option<Warning> {
         let newer: Vec<_> = match &self.which {
             Which::Id(_) => Vec::new(),
             Which::At(time) => list.unreadable.iter().filter(|b| b.id.time() <= *time).collect(),
             Which::Latest | Which::Labelled(..) => list.unreadable.iter().collect(),
         };
-        let newer = newer.into_iter().find(|bad| bad.id > chosen.id);
-        let passed_over = newer.map(|bad| {
+        newer.into_iter().find(|bad| bad.id > chosen).map(|bad| {
             let message = format!(
-                "{} is newer and cannot be opened, so {} is restored instead: {}",
+                "{} is newer and cannot be opened, so {chosen} is restored instead: {}",
                 bad.id,
-                chosen.id,
                 bad.error.chain()
             );
             Warning::new("newer-backup-unreadable", message)
-        });
-        Ok((chosen.id, passed_over))
+        })
+    }
+
+    fn insist_on_age(&self, id: BackupId, started: DateTime<Utc>) -> Result<()> {
+        let age = self.repository.0.clock.now() - started;
+        match self.max_age {
+            Some(limit) if age > limit => Err(Error::new(ErrorKind::NotFound, "choose backup")
+                .message("the newest fitting backup is older than allowed; look at the other sinks before using it")
+                .with("id", id)
+                .with("age_hours", age.num_hours())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -177,6 +223,8 @@ pub struct RestoreOutcome {
     pub report: RestoreReport,
     /// What the restored copy proved; equal to what the backup's manifest proves.
     pub proofs: Proofs,
+    /// How far the log was replayed, where that was asked for.
+    pub replayed: Option<Replayed>,
     /// The way back, where something was replaced.
     pub undo: Option<Box<dyn Undo>>,
     /// The backup made of the target before it was touched, where one was asked for.
@@ -187,6 +235,16 @@ pub struct RestoreOutcome {
     pub plain_read: u64,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// How far the log was replayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// The slices that were read.
+    pub slices: usize,
+    /// Where the last entry ends that was applied.
+    pub position: LogPosition,
 }
 
 impl<'a> RestoreTo<'a> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Copies};
 use super::{Inner, Repository};
 use crate::engine::fanout::Numbered;
 use crate::engine::progress::Watch;
@@ -137,7 +137,7 @@ impl Run<'_> {
         for (sink, error) in found.unreachable {
             self.fail(Some(set), None, Some(sink), error);
         }
-        for (id, sinks) in found.backups {
+        for (id, Copies { sinks, .. }) in found.backups {
             self.watch.event(&Event::Started { verb: "rotate", set, id });
             let before = self.report.failures.len();
             if let Err(error) = self.backup(&catalog, id, &sinks).await {

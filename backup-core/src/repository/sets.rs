@@ -7,7 +7,7 @@ use super::Inner;
 use crate::engine::progress::Watch;
 use crate::error::{Error, Result};
 use crate::key::{Key, decode_segment};
-use crate::layout::MANIFEST;
+use crate::layout::{LOG, MANIFEST, SliceName};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::sink::ObjectInfo;
 
@@ -51,13 +51,18 @@ impl Inner {
     }
 }
 
-/// The set of `<set>/<id>/manifest.json`.
+/// The set of `<set>/<id>/manifest.json` or `<set>/log/<from>-<to>-<id>/manifest.json`.
 fn set_of(key: &Key) -> Option<SetName> {
     let mut segments = key.segments();
     if segments.next_back()? != MANIFEST {
         return None;
     }
-    segments.next_back()?.parse::<BackupId>().ok()?;
+    let directory = segments.next_back()?;
+    if SliceName::parse(directory).is_some() {
+        (segments.next_back()? == LOG).then_some(())?;
+    } else {
+        directory.parse::<BackupId>().ok()?;
+    }
     let names: Option<Vec<String>> =
         segments.map(|s| String::from_utf8(decode_segment(s).ok()?).ok()).collect();
     SetName::parse(names?.join("/")).ok()
@@ -76,5 +81,8 @@ mod tests {
         assert_eq!(of("a/20261120T020000Z-00c0de/details.jsonl"), None);
         assert_eq!(of("keyring/20261120T020000Z-00c0de/manifest.json"), None);
         assert_eq!(of("a/other/manifest.json"), None);
+        assert_eq!(of("a/log/1-2-20261120T020000Z-00c0de/manifest.json").as_deref(), Some("a"));
+        assert_eq!(of("a/1-2-20261120T020000Z-00c0de/manifest.json"), None);
+        assert_eq!(of("log/1-2-20261120T020000Z-00c0de/manifest.json"), None);
     }
 }

@@ -20,7 +20,6 @@ use super::clear::{Cleared, clear, condemn};
 use super::commit::{PENDING_LIMIT, Pending};
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::BackupDir;
 use crate::name::{BackupId, SetName};
 use crate::observer::{Event, Observer};
 
@@ -123,7 +122,7 @@ impl Sweeping {
     async fn on_sink(self, access: &Access<'_>, set: &SetName, report: &mut SweepReport) -> Result<()> {
         let mut refused = None;
         for (id, place) in access.places(set).await? {
-            match self.judge(access, set, id, &place).await? {
+            match self.judge(access, id, &place).await? {
                 Remains::None => continue,
                 Remains::Keep(why) => {
                     report.kept.push((access.id().clone(), id, why.to_owned()));
@@ -131,11 +130,11 @@ impl Sweeping {
                 }
                 Remains::Sweep => {}
             }
-            let dir = BackupDir::new(set, id)?;
+            let dir = &place.dir;
             let mut cleared = Cleared::default();
-            let marker = condemn(access, set, id, &dir).await?;
+            let marker = condemn(access, set, id, dir).await?;
             // Whoever begins to copy this backup here from now on sees the marker; whoever began before is seen here.
-            if let kept @ (Remains::None | Remains::Keep(_)) = self.judge(access, set, id, &place).await? {
+            if let kept @ (Remains::None | Remains::Keep(_)) = self.judge(access, id, &place).await? {
                 if let Some(marker) = &marker {
                     access.release(marker).await?;
                 }
@@ -144,7 +143,7 @@ impl Sweeping {
                 }
                 continue;
             }
-            match clear(access, &dir, &mut cleared).await {
+            match clear(access, dir, &mut cleared).await {
                 Ok(()) => {
                     let (sink, Cleared { objects, bytes: freed }) = (access.id().clone(), cleared);
                     access.watch.event(&Event::Deleted { sink: &sink, set, id, freed });
@@ -161,7 +160,7 @@ impl Sweeping {
         refused.map_or(Ok(()), Err)
     }
 
-    async fn judge(self, access: &Access<'_>, set: &SetName, id: BackupId, place: &Place) -> Result<Remains> {
+    async fn judge(self, access: &Access<'_>, id: BackupId, place: &Place) -> Result<Remains> {
         if place.manifest.is_some() {
             return Ok(Remains::None);
         }
@@ -169,7 +168,7 @@ impl Sweeping {
         if limit.is_none_or(|limit| id.time() > limit) {
             return Ok(Remains::Keep("begun not long ago"));
         }
-        let dir = BackupDir::new(set, id)?;
+        let dir = &place.dir;
         // By name, whatever the list showed: a list is not one moment.
         if let Some(bytes) = access.read(&dir.pending()?, PENDING_LIMIT).await? {
             match Pending::parse(&bytes) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::chain::{Log, LogGap};
 use super::log::LogPosition;
 use super::standing::{CLOCK_TOLERANCE, Standing, countable, standings};
 use super::summary::{BackupKind, BackupSummary};
@@ -89,7 +90,7 @@ fn anchors(
 
 /// The fulls and incrementals that can be restored from at least one sink, whatever their date: a date in the
 /// future keeps nobody from restoring.
-fn usable(backups: &[BackupSummary]) -> Vec<&BackupSummary> {
+pub(super) fn usable(backups: &[BackupSummary]) -> Vec<&BackupSummary> {
     let standings = standings(backups, DateTime::<Utc>::MAX_UTC);
     let usable = |b: &&BackupSummary| {
         !b.is_log() && matches!(standings.get(&b.id), Some(Standing::Good | Standing::Degraded))
@@ -133,56 +134,6 @@ impl Need {
     }
 }
 
-/// A continuous log: slices that join, as runs without a gap.
-#[derive(Debug)]
-struct Log<'a> {
-    /// In the order of the log, apart from each other.
-    runs: Vec<Run<'a>>,
-}
-
-#[derive(Debug)]
-struct Run<'a> {
-    from: &'a LogPosition,
-    to: &'a LogPosition,
-    until: DateTime<Utc>,
-}
-
-impl<'a> Log<'a> {
-    /// The runs of the sealed slices among `backups`.
-    fn new(backups: &'a [BackupSummary]) -> Self {
-        let mut slices: Vec<_> = backups
-            .iter()
-            .filter(|b| b.sealed)
-            .filter_map(|b| match &b.kind {
-                BackupKind::Log { from, to, to_time, .. } if from <= to => {
-                    Some(Run { from, to, until: *to_time })
-                }
-                _ => None,
-            })
-            .collect();
-        slices.sort_by_key(|slice| (slice.from, slice.to));
-        let mut runs: Vec<Run<'a>> = Vec::new();
-        for slice in slices {
-            match runs.last_mut() {
-                Some(run) if slice.from <= run.to => {
-                    run.to = run.to.max(slice.to);
-                    run.until = run.until.max(slice.until);
-                }
-                _ => runs.push(slice),
-            }
-        }
-        Self { runs }
-    }
-
-    /// The last moment that can be restored from `base` and the log.
-    fn reach(&self, base: &BackupSummary) -> Option<DateTime<Utc>> {
-        let position = base.log_position.as_ref()?;
-        let next = self.runs.partition_point(|run| run.from <= position);
-        let run = self.runs.get(next.checked_sub(1)?)?;
-        (position <= run.to).then_some(run.until)
-    }
-}
-
 /// An interval of which every moment can be restored, by the datastore's clock, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PitrRange {
@@ -222,4 +173,9 @@ pub fn pitr_ranges(backups: &[BackupSummary]) -> Vec<PitrRange> {
         }
     }
     merged
+}
+
+/// The stretches of the log that are missing between slices of one set, oldest first.
+pub fn pitr_gaps(backups: &[BackupSummary]) -> Vec<LogGap> {
+    Log::new(backups).gaps()
 }

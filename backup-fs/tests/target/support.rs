@@ -41,6 +41,7 @@ pub(crate) fn plan(archive: &[u8]) -> RestorePlan {
             plain_size: archive.len() as u64,
             details: serde_json::Map::default(),
         }],
+        log_position: None,
         log: Vec::new(),
         until: None,
         selection: Selection::all(),

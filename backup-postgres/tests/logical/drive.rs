@@ -103,6 +103,7 @@ pub(crate) fn plan(kept: &Kept, selection: Selection, replace: bool) -> RestoreP
                 details: kept.report.artifacts.get(meta.name.as_ref()).cloned().unwrap_or_default(),
             })
             .collect(),
+        log_position: None,
         log: Vec::new(),
         until: None,
         selection,

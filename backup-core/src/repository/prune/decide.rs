@@ -93,6 +93,7 @@ fn sink_plan(survey: &Survey, listed: &Listed, plan: PrunePlan, classes: &Classe
             .filter(|(_, place)| half_deleted(place))
             .map(|(id, _)| *id)
             .collect(),
+        dirs: listed.places.iter().map(|(id, place)| (*id, place.dir.clone())).collect(),
         old_markers: listed
             .places
             .iter()

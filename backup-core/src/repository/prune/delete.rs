@@ -68,6 +68,14 @@ impl<'a> Deleting<'a> {
         })
     }
 
+    /// Where a backup or log slice was listed.
+    fn dir(&self, id: BackupId) -> Result<BackupDir> {
+        match self.plan.dirs.get(&id) {
+            Some(dir) => Ok(dir.clone()),
+            None => BackupDir::new(self.set, id),
+        }
+    }
+
     fn now(&self) -> DateTime<Utc> {
         self.now.unwrap_or_else(|| self.access.inner.clock.now())
     }
@@ -95,7 +103,7 @@ impl<'a> Deleting<'a> {
 
     /// Finishes what a killed prune began: the manifest is gone, objects are left.
     async fn finish(&mut self, id: BackupId) -> Result<()> {
-        let dir = BackupDir::new(self.set, id)?;
+        let dir = self.dir(id)?;
         let pending = self.access.read(&dir.pending()?, PENDING_LIMIT).await?;
         // What cannot be read may be alive.
         if pending.is_some_and(|bytes| Pending::parse(&bytes).map_or(true, |p| p.may_be_alive(self.now()))) {
@@ -145,7 +153,7 @@ impl<'a> Deleting<'a> {
                 self.spare(*id, why);
                 continue;
             }
-            let key = BackupDir::new(self.set, *id)?.condemned()?.join(&self.marker)?;
+            let key = self.dir(*id)?.condemned()?.join(&self.marker)?;
             match self
                 .access
                 .put(&key, &Condemned::to_bytes(self.set, *id, self.access.inner.clock.now())?)
@@ -190,7 +198,7 @@ impl<'a> Deleting<'a> {
 
     /// Manifest first, objects after, marker last.
     async fn delete(&mut self, id: BackupId, seen: &Seen, marked: &mut Marked) -> Result<()> {
-        let dir = BackupDir::new(self.set, id)?;
+        let dir = self.dir(id)?;
         if let Err(error) = self.access.delete(&dir.manifest()?).await {
             if is_refusal(&error) {
                 self.refused(id, error, false);

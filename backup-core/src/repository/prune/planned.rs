@@ -17,6 +17,7 @@ use super::report::PruneReport;
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
+use crate::layout::BackupDir;
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::Event;
 use crate::retention::{BackupSummary, PrunePlan};
@@ -45,6 +46,8 @@ pub struct SinkPlan {
     pub(super) unfinished: BTreeSet<BackupId>,
     /// Backups to be moved to a storage class.
     pub(super) archive: Vec<(BackupId, String)>,
+    /// Where everything that was listed lies.
+    pub(super) dirs: BTreeMap<BackupId, BackupDir>,
     /// Markers of pruners on backups that stay.
     pub(super) old_markers: Vec<Key>,
 }

@@ -43,7 +43,7 @@ pub(super) async fn recheck(
     everything_kept_is_there(plan, &seen)?;
     markers_are_there(access, &places, marked, &mut seen).await?;
     for (id, place) in &places {
-        let pending = if place.pending { pending(access, set, *id).await? } else { None };
+        let pending = if place.pending { pending(access, &place.dir).await? } else { None };
         let running = pending.filter(|pending| pending.may_be_alive(now));
         if place.pinned {
             seen.block(*id, "it was pinned after the plan was made");
@@ -120,8 +120,8 @@ async fn markers_are_there(
     Ok(())
 }
 
-async fn pending(access: &Access<'_>, set: &SetName, id: BackupId) -> Result<Option<Pending>> {
-    let key = BackupDir::new(set, id)?.pending()?;
+async fn pending(access: &Access<'_>, dir: &BackupDir) -> Result<Option<Pending>> {
+    let key = dir.pending()?;
     let Some(bytes) = access.read(&key, PENDING_LIMIT).await? else { return Ok(None) };
     Pending::parse(&bytes).map(Some).map_err(|error| {
         Error::new(ErrorKind::PruneRefused, "prune")
@@ -146,11 +146,11 @@ async fn newcomer(
     place: &Place,
     seen: &mut Seen,
 ) -> Result<()> {
-    if place.manifest.is_none() && !access.exists(&BackupDir::new(set, id)?.manifest()?).await? {
+    if place.manifest.is_none() && !access.exists(&place.dir.manifest()?).await? {
         return Ok(());
     }
     let catalog = access.inner.catalog_watched(set.clone(), access.watch.clone());
-    let read = access.unless_stopped(open_one(&catalog, id, &access.sink)).await;
+    let read = access.unless_stopped(open_one(&catalog, &place.dir, id, &access.sink)).await;
     match read.map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error,
         _ => refused(id, access.id(), error),

@@ -87,12 +87,12 @@ async fn open_all(
     watch: &Watch,
     survey: &mut Survey,
 ) -> Result<BTreeMap<BackupId, u32>> {
-    let mut copies: BTreeMap<BackupId, Vec<usize>> = BTreeMap::new();
+    let mut copies: BTreeMap<BackupId, (BackupDir, Vec<usize>)> = BTreeMap::new();
     let mut pinned = BTreeSet::new();
     for (number, listed) in survey.sinks.iter().enumerate() {
         for (id, place) in &listed.places {
             if place.manifest.is_some() {
-                copies.entry(*id).or_default().push(number);
+                copies.entry(*id).or_insert_with(|| (place.dir.clone(), Vec::new())).1.push(number);
             }
             if place.pinned {
                 pinned.insert(*id);
@@ -102,12 +102,12 @@ async fn open_all(
     let catalog = inner.catalog_watched(set.clone(), watch.clone());
     let opening: Vec<_> = copies
         .into_iter()
-        .map(|(id, numbers)| {
+        .map(|(id, (dir, numbers))| {
             let sinks = numbers
                 .into_iter()
                 .filter_map(|n| survey.sinks.get(n).map(|listed| (n, Arc::clone(&listed.sink))))
                 .collect();
-            open(&catalog, id, sinks).boxed()
+            open(&catalog, dir, id, sinks).boxed()
         })
         .collect();
     let opened: Vec<_> = futures::stream::iter(opening).buffer_unordered(OPEN_AT_ONCE).collect().await;
@@ -156,11 +156,16 @@ struct OpenedCopies {
     bad: Vec<(BackupId, SinkId, Error)>,
 }
 
-async fn open(catalog: &Catalog<'_>, id: BackupId, sinks: Vec<(usize, Arc<dyn Sink>)>) -> OpenedCopies {
+async fn open(
+    catalog: &Catalog<'_>,
+    dir: BackupDir,
+    id: BackupId,
+    sinks: Vec<(usize, Arc<dyn Sink>)>,
+) -> OpenedCopies {
     let mut opened = OpenedCopies { summary: None, required: 0, on: Vec::new(), bad: Vec::new() };
     let mut first: Option<Digest> = None;
     for (number, sink) in sinks {
-        match open_one(catalog, id, &sink).await {
+        match open_one(catalog, &dir, id, &sink).await {
             Ok(None) => {}
             Ok(Some(read)) if first.is_some_and(|first| first != read.digest) => {
                 let error =
@@ -190,11 +195,11 @@ pub(super) struct Read {
 /// The backup as its manifest on `sink` has it; `None` when the manifest is gone again, deleted by another prune.
 pub(super) async fn open_one(
     catalog: &Catalog<'_>,
+    dir: &BackupDir,
     id: BackupId,
     sink: &Arc<dyn Sink>,
 ) -> Result<Option<Read>> {
-    let dir = BackupDir::new(&catalog.set, id)?;
-    match catalog.open_copy(&dir, id, sink).await {
+    match catalog.open_copy(dir, id, sink).await {
         Ok((manifest, digest, _)) => Ok(Some(Read {
             summary: summarize(&manifest, Vec::new()),
             required: manifest.required_copies,
@@ -215,15 +220,21 @@ pub(super) async fn open_one(
 /// good backup and what is newer: so a backup newer than everything a sink holds never was there.
 fn mark_degraded(survey: &mut Survey, required: &BTreeMap<BackupId, u32>, now: DateTime<Utc>) {
     let limit = TimeDelta::from_std(CLOCK_TOLERANCE).ok().and_then(|by| now.checked_add_signed(by));
-    let counts = |id: &&BackupId| limit.is_none_or(|limit| id.time() <= limit);
-    let newest: Vec<Option<BackupId>> =
-        survey.sinks.iter().map(|listed| listed.held.iter().rfind(counts).copied()).collect();
+    // Slices come so often that the newest of them says nothing about bases, and a base nothing about slices.
+    let newest = |listed: &Listed, log: bool| {
+        let counts = |id: &&BackupId| {
+            limit.is_none_or(|limit| id.time() <= limit)
+                && listed.places.get(id).is_some_and(|place| place.dir.is_slice() == log)
+        };
+        listed.held.iter().rfind(counts).copied()
+    };
+    let newest: Vec<[Option<BackupId>; 2]> =
+        survey.sinks.iter().map(|listed| [newest(listed, false), newest(listed, true)]).collect();
     for summary in survey.backups.values_mut() {
-        let never_there = survey
-            .sinks
-            .iter()
-            .zip(&newest)
-            .any(|(listed, newest)| !listed.held.contains(&summary.id) && *newest < Some(summary.id));
+        let never_there = survey.sinks.iter().zip(&newest).any(|(listed, [base, slice])| {
+            let newest = if summary.is_log() { slice } else { base };
+            !listed.held.contains(&summary.id) && *newest < Some(summary.id)
+        });
         let required = required.get(&summary.id).map_or(0, |n| *n as usize);
         summary.degraded = (summary.degraded || never_there) && summary.copies.len() < required;
     }

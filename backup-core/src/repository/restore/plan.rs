@@ -8,14 +8,14 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::super::Inner;
-use super::super::catalog::Catalog;
+use super::super::catalog::{Catalog, Opened};
 use super::super::contents::Contents;
 use super::super::ranges::{Pieces, Place};
 use super::Options;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{Item, ItemKind, ItemPath};
 use crate::key::Key;
-use crate::manifest::StoredArtifact;
+use crate::manifest::{StoredArtifact, StoredObject};
 use crate::name::BackupId;
 use crate::proof::Proofs;
 use crate::selection::Selection;
@@ -37,6 +37,9 @@ pub(super) struct Planned {
 
 /// The parts of each artifact to be read; `None` is the whole.
 pub(super) type Parts = BTreeMap<Place, Option<Vec<Range<u64>>>>;
+
+/// Objects that no sink has at hand, and where each could be asked for.
+pub(super) type Frozen = Vec<(Key, Arc<dyn Sink>, Availability)>;
 
 /// Selected items of a stored backup.
 struct Selected {
@@ -143,6 +146,7 @@ impl Planned {
             source_kind: manifest.source.kind.clone(),
             server_version: manifest.source.server_version.clone(),
             artifacts,
+            log_position: manifest.log_position.clone(),
             log: Vec::new(),
             until: None,
             selection: selection.clone(),
@@ -160,8 +164,8 @@ impl Planned {
     }
 
     /// The copies of a backup in the order in which to read them.
-    pub(super) fn copies(&self, inner: &Inner, backup: &Contents) -> Vec<Arc<dyn Sink>> {
-        let mut copies = backup.opened.readable(inner);
+    pub(super) fn copies(&self, inner: &Inner, opened: &Opened) -> Vec<Arc<dyn Sink>> {
+        let mut copies = opened.readable(inner);
         copies.sort_by_key(|sink| !self.prefer.iter().any(|p| p.id() == sink.id()));
         copies
     }
@@ -181,43 +185,56 @@ impl Planned {
     /// Checks that every object needed is on some sink, whole and readable, before anything is touched. With `thaw`, asks
     /// for those that are archived.
     pub(super) async fn preflight(&self, inner: &Inner, catalog: &Catalog<'_>, thaw: bool) -> Result<()> {
-        let mut archived = Vec::new();
+        let mut archived = Frozen::new();
         for artifact in &self.plan.artifacts {
             let (backup, stored) = self.stored(artifact)?;
-            let index = stored.stored.index.as_ref().map(|i| (&i.object, i.size));
-            for (name, size) in [(&stored.stored.object, stored.stored.size)].into_iter().chain(index) {
-                let key = backup.opened.dir.object(name)?;
-                let mut problems = Vec::new();
-                let (mut readable, mut frozen) = (false, None);
-                for sink in self.copies(inner, backup) {
-                    let head = inner.patience.retry(sink.id(), &catalog.watch, || sink.head(&key)).await;
-                    match head {
-                        Ok(info) if info.size != size => {
-                            problems.push(format!("{}: another size", sink.id()));
-                        }
-                        Ok(info) if info.availability == Availability::Ready => {
-                            readable = true;
-                            break;
-                        }
-                        Ok(info) => frozen = frozen.or(Some((sink, info.availability))),
-                        Err(error) => problems.push(format!("{}: {}", sink.id(), error.chain())),
+            archived.append(&mut self.frozen(inner, catalog, &backup.opened, &stored.stored).await?);
+        }
+        if archived.is_empty() { Ok(()) } else { Err(ask(inner, catalog, archived, thaw).await?) }
+    }
+
+    /// Checks that an object and its index are on some sink, whole and readable; returns what is archived.
+    pub(super) async fn frozen(
+        &self,
+        inner: &Inner,
+        catalog: &Catalog<'_>,
+        opened: &Opened,
+        stored: &StoredObject,
+    ) -> Result<Frozen> {
+        let mut archived = Frozen::new();
+        let index = stored.index.as_ref().map(|i| (&i.object, i.size));
+        for (name, size) in [(&stored.object, stored.size)].into_iter().chain(index) {
+            let key = opened.dir.object(name)?;
+            let mut problems = Vec::new();
+            let (mut readable, mut frozen) = (false, None);
+            for sink in self.copies(inner, opened) {
+                let head = inner.patience.retry(sink.id(), &catalog.watch, || sink.head(&key)).await;
+                match head {
+                    Ok(info) if info.size != size => {
+                        problems.push(format!("{}: another size", sink.id()));
                     }
+                    Ok(info) if info.availability == Availability::Ready => {
+                        readable = true;
+                        break;
+                    }
+                    Ok(info) => frozen = frozen.or(Some((sink, info.availability))),
+                    Err(error) => problems.push(format!("{}: {}", sink.id(), error.chain())),
                 }
-                match frozen {
-                    _ if readable => {}
-                    Some((sink, availability)) => archived.push((key, sink, availability)),
-                    // A damaged size may still leave good blocks in several copies; only a missing object is final.
-                    None if problems.iter().any(|p| p.ends_with("another size")) => {}
-                    None => {
-                        return Err(Error::new(ErrorKind::NotFound, "plan restore")
-                            .message("an object of the backup cannot be read from any sink")
-                            .with("object", key)
-                            .with("sinks", problems.join("; ")));
-                    }
+            }
+            match frozen {
+                _ if readable => {}
+                Some((sink, availability)) => archived.push((key, sink, availability)),
+                // A damaged size may still leave good blocks in several copies; only a missing object is final.
+                None if problems.iter().any(|p| p.ends_with("another size")) => {}
+                None => {
+                    return Err(Error::new(ErrorKind::NotFound, "plan restore")
+                        .message("an object of the backup cannot be read from any sink")
+                        .with("object", key)
+                        .with("sinks", problems.join("; ")));
                 }
             }
         }
-        if archived.is_empty() { Ok(()) } else { Err(ask(inner, catalog, archived, thaw).await?) }
+        Ok(archived)
     }
 
     /// Asks the target which artifacts and items it needs.
@@ -256,12 +273,7 @@ impl Planned {
 }
 
 /// Asks for archived objects, where that is wanted, and says what to do.
-async fn ask(
-    inner: &Inner,
-    catalog: &Catalog<'_>,
-    archived: Vec<(Key, Arc<dyn Sink>, Availability)>,
-    thaw: bool,
-) -> Result<Error> {
+pub(super) async fn ask(inner: &Inner, catalog: &Catalog<'_>, archived: Frozen, thaw: bool) -> Result<Error> {
     let objects = archived.len();
     let under_way =
         archived.iter().filter(|(.., availability)| *availability == Availability::Thawing).count();

@@ -11,13 +11,14 @@ use super::super::catalog::Catalog;
 use super::super::contents::Contents;
 use super::losses::{self, Loss};
 use super::plan::{Parts, Planned};
-use super::{Options, RestoreBuilder, RestoreOutcome, RestoreTo};
+use super::{Chosen, Options, Replayed, RestoreBuilder, RestoreOutcome, RestoreTo, replay};
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName};
 use crate::observer::Event;
 use crate::proof::Proofs;
 use crate::reader::ArtifactReader;
+use crate::retention::BackupKind;
 use crate::selection::Selection;
 use crate::source::Source;
 use crate::target::{Atomicity, PlannedArtifact, Restore, RestoreReport, RestoreTarget, Undo};
@@ -38,12 +39,13 @@ impl RestoreTo<'_> {
         let set = SetName::parse(job.which.set.clone())?;
         observers.splice(0..0, inner.observers.iter().cloned());
         let watch = Watch::new(observers);
-        let (id, passed_over) = job.which.choose().await?;
+        let chosen = job.which.choose().await?;
+        let id = chosen.id;
         watch.event(&Event::Started { verb: "restore", set: &set, id });
-        if let Some(warning) = &passed_over {
+        if let Some(warning) = &chosen.passed_over {
             watch.event(&Event::Warning(warning));
         }
-        let work = job.stage(inner, &set, id, &watch);
+        let work = job.stage(inner, &set, &chosen, &watch);
         let staged = match shutdown {
             None => work.await,
             // Dropping the work drops the target's restore, which leaves the target as it was.
@@ -55,12 +57,13 @@ impl RestoreTo<'_> {
         };
         let result = match staged {
             Ok(staged) => staged.settle(job.options.rehearse, &watch).await.map(|mut settled| {
-                settled.report.warnings.splice(0..0, passed_over);
+                settled.report.warnings.splice(0..0, chosen.passed_over);
                 RestoreOutcome {
                     id,
                     set: set.clone(),
                     report: settled.report,
                     proofs: settled.proofs,
+                    replayed: settled.replayed,
                     undo: settled.undo,
                     safety_backup: settled.safety_backup,
                     losses: settled.losses,
@@ -81,6 +84,7 @@ struct Staged {
     restore: Box<dyn Restore>,
     proofs: Proofs,
     plain_read: u64,
+    replayed: Option<Replayed>,
     safety_backup: Option<BackupId>,
     losses: Vec<Loss>,
 }
@@ -91,6 +95,7 @@ struct Settled {
     undo: Option<Box<dyn Undo>>,
     proofs: Proofs,
     plain_read: u64,
+    replayed: Option<Replayed>,
     safety_backup: Option<BackupId>,
     losses: Vec<Loss>,
 }
@@ -101,7 +106,7 @@ impl Staged {
     /// Runs in a task of its own: from here on neither a shutdown nor a dropped future stops it, because a target that
     /// is stopped between two steps of its commit would be left half changed while the caller hears "cancelled".
     async fn settle(self, rehearse: bool, watch: &Watch) -> Result<Settled> {
-        let Self { restore, proofs, plain_read, safety_backup, losses } = self;
+        let Self { restore, proofs, plain_read, replayed, safety_backup, losses } = self;
         let commit = tokio::spawn(async move {
             if rehearse {
                 restore.abort().await.map(|()| (RestoreReport::default(), None))
@@ -117,22 +122,32 @@ impl Staged {
         for warning in &report.warnings {
             watch.event(&Event::Warning(warning));
         }
-        Ok(Settled { report, undo, proofs, plain_read, safety_backup, losses })
+        Ok(Settled { report, undo, proofs, plain_read, replayed, safety_backup, losses })
     }
 }
 
 impl Job<'_> {
     /// Everything up to the point where the target changes.
-    async fn stage(&self, inner: &Inner, set: &SetName, id: BackupId, watch: &Watch) -> Result<Staged> {
+    async fn stage(&self, inner: &Inner, set: &SetName, chosen: &Chosen, watch: &Watch) -> Result<Staged> {
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let selection = match &self.options.only {
             Some(only) => Selection::globs(only)?,
             None => self.options.selection.clone(),
         };
+        let id = chosen.id;
         let contents = Contents::of(inner, catalog.open(id).await?, watch).await?;
+        if matches!(contents.manifest().kind, BackupKind::Log { .. }) {
+            return Err(Error::invalid(
+                "plan restore",
+                "this is a slice of a log, which is replayed on a backup: say with `until` how far to restore",
+            ));
+        }
         let (selection, losses) = self.without_losses(inner, &catalog, &contents, selection).await?;
-        let planned = Planned::make(inner, &catalog, contents, &self.options, selection).await?;
-        for artifact in &planned.plan.artifacts {
+        let mut planned = Planned::make(inner, &catalog, contents, &self.options, selection).await?;
+        let until = self.which.until.as_ref();
+        replay::plan(inner, &catalog, &mut planned, chosen, until, self.options.thaw).await?;
+        let log = planned.plan.log.iter().flat_map(|slice| &slice.artifacts);
+        for artifact in planned.plan.artifacts.iter().chain(log) {
             if !self.target.accepts(&artifact.meta.format) {
                 return Err(Error::new(ErrorKind::Unsupported, "plan restore")
                     .message(
@@ -147,8 +162,16 @@ impl Job<'_> {
         let safety_backup = self.safety().await?;
 
         let restore = self.target.begin(&planned.plan).await?;
-        match stage(inner, &catalog, &planned, restore.as_ref(), watch).await {
-            Ok((proofs, plain_read)) => Ok(Staged { restore, proofs, plain_read, safety_backup, losses }),
+        let staged = async {
+            let (proofs, base) = stage(inner, &catalog, &planned, restore.as_ref(), watch).await?;
+            let replayed = replay::replay(inner, &catalog, &planned, restore.as_ref()).await?;
+            let log = planned.plan.log.iter().flat_map(|slice| &slice.artifacts).map(|a| a.plain_size);
+            Ok((proofs, base + log.sum::<u64>(), replayed))
+        };
+        match staged.await {
+            Ok((proofs, plain_read, replayed)) => {
+                Ok(Staged { restore, proofs, plain_read, replayed, safety_backup, losses })
+            }
             // The error that stopped the restore is the one to report; an abort that fails adds to it.
             Err(error) => Err(match restore.abort().await {
                 Ok(()) => error,
@@ -268,7 +291,7 @@ async fn one(
             // Every stored block is checked by its digest, every decoder checks its own sums, and the staged copy is
             // proved by reading it back: hashing the plain stream once more would find nothing. `verify` does it.
             None,
-            &planned.copies(inner, backup),
+            &planned.copies(inner, &backup.opened),
             &catalog.watch,
         )
         .await?;
