@@ -57,8 +57,8 @@ async fn a_slice_missing_on_one_sink_is_named_and_replicated() {
         catch_up(&repo, &log).await;
     }
     let all = slices(&repo).await;
-    lose(&b, all[1].2.id);
-    lose(&b, all[2].2.id);
+    lose(&b, all[1].2.id).await;
+    lose(&b, all[2].2.id).await;
     let report = repo.pitr_ranges(SET).await.unwrap();
     assert!(report.gaps.is_empty() && report.sinks[0].gaps.is_empty());
     assert_eq!((&report.sinks[1].gaps[0].from, &report.sinks[1].gaps[0].to), (&all[0].1, &all[3].0));

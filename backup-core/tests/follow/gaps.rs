@@ -85,7 +85,7 @@ async fn a_slice_that_vanished_everywhere_is_taken_again() {
         log.write(3);
         catch_up(&repo, &log).await;
     }
-    lose(&sink, slices(&repo).await[1].2.id);
+    lose(&sink, slices(&repo).await[1].2.id).await;
     log.write(1);
     catch_up(&repo, &log).await;
     assert!(repo.pitr_ranges(SET).await.unwrap().gaps.is_empty());

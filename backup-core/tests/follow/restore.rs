@@ -57,7 +57,7 @@ async fn a_restore_across_a_gap_is_refused_before_anything_is_touched() {
         catch_up(&repo, &log).await;
     }
     let all = slices(&repo).await;
-    lose(&sink, all[1].2.id);
+    lose(&sink, all[1].2.id).await;
     let target = LogTarget::new();
     let error = repo.restore(SET).id(first).until(at(7)).into(&target).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LogGap, "{}", error.chain());

@@ -132,12 +132,12 @@ pub(crate) async fn restored(repo: &Repository, until: impl Into<Until>) -> Stri
 }
 
 /// Removes a slice or backup from a sink behind the library's back.
-pub(crate) fn lose(sink: &MemorySink, id: BackupId) {
+pub(crate) async fn lose(sink: &MemorySink, id: BackupId) {
     let of_it: Vec<_> =
         sink.keys().into_iter().filter(|key| key.as_str().contains(&id.to_string())).collect();
     assert!(!of_it.is_empty());
     for key in of_it {
-        futures::executor::block_on(sink.delete(&key)).unwrap();
+        sink.delete(&key).await.unwrap();
     }
 }
 

@@ -115,7 +115,7 @@ async fn replicate_copies_and_heals_slices() {
     both.replicate_all(SET).await.unwrap();
     assert_eq!(restored(&repository([&b]), Until::End).await, log.file.text_of(8));
     let slice = slices(&both).await[1].2.id;
-    lose(&a, slice);
+    lose(&a, slice).await;
     both.replicate(SET, slice).await.unwrap();
     assert_eq!(restored(&repository([&a]), Until::End).await, log.file.text_of(8));
 }
