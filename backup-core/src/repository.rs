@@ -157,6 +157,31 @@ impl Repository {
     /// Where it goes on after a restart, and what it does about gaps and sinks that were away, is said in
     /// `docs/architecture.md`.
     ///
+    /// ```
+    /// # async fn example() -> backup_core::Result<()> {
+    /// use std::time::Duration;
+    /// use backup_core::{MemorySink, Repository, Until};
+    /// use backup_testkit::{LogFile, LogTarget};
+    ///
+    /// let repo = Repository::builder().sink(MemorySink::new()).build()?;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let store = LogFile::create(dir.path());
+    /// repo.backup("shop/orders", &store.state()).await?; // the base
+    /// store.append("an order");
+    ///
+    /// let log = store.source();
+    /// let stop = tokio::time::sleep(Duration::from_millis(50));
+    /// let report =
+    ///     repo.follow("shop/orders", &log).slice(Duration::from_millis(10), 16 << 20).run_until(stop).await?;
+    /// assert_eq!(report.slices, 1);
+    ///
+    /// let target = LogTarget::new();
+    /// repo.restore("shop/orders").until(Until::End).into(&target).await?;
+    /// assert!(target.text().unwrap().ends_with("an order\n"));
+    /// # Ok(()) }
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::LogGap`] when the source no longer has what follows the last slice: make a new base, and follow again.

@@ -1,7 +1,7 @@
 //! Five simulated years: backups, incrementals, a log with gaps, skipped weeks, pins, wrong clocks and prunes
 //! that die half-way, checked against what was ever made by arithmetic of the test's own.
 //!
-//! 20 seeds, or as many as `BACKUP_TORTURE` says.
+//! 20 seeds, or as many as `BACKUP_TORTURE` says; `scripts/torture.d/follow` runs 50.
 
 // The helpers of tests are tests too, which the lint's own exception does not see.
 #![allow(clippy::unwrap_used)]
@@ -90,8 +90,8 @@ impl World {
         self.random.below(100) < percent
     }
 
-    /// The log up to now in slices of about six hours; some are never stored, some degraded and stored again
-    /// together with what follows.
+    /// The log up to now in slices of about six hours; some are never stored, some degraded, and of these some are stored
+    /// again together with what follows.
     fn follow_log(&mut self) {
         while self.now - self.logged > 1_800 {
             let end = (self.logged + 3 * 3_600 + self.random.signed(6 * 3_600)).min(self.now);
@@ -110,8 +110,8 @@ impl World {
             let mut summary = self.summary(end, kind);
             summary.degraded = degraded;
             self.present.insert(summary.id, Made { summary, from: self.logged, to: end, slots: [0; 4] });
-            // A degraded slice is in the store, but the next one begins where it began.
-            if !degraded {
+            // A degraded slice is in the store. The next one begins behind it, or, with another follower, where it began.
+            if !degraded || self.chance(50) {
                 self.logged = end;
             } else if end == self.now {
                 break;
