@@ -11,9 +11,11 @@ use std::time::Duration;
 use backup_core::{FollowReport, Repository, Result, Sink, Until};
 use backup_fs::LocalSink;
 use backup_testkit::log::LogFileSource;
-use backup_testkit::{Crash, Ended, Kill, LogFile, LogTarget};
+use backup_testkit::{Crash, Ended, Fault, FaultySink, Kill, LogFile, LogTarget, Operation, Rule};
 
 const SET: &str = "app/data";
+const OPERATIONS: [Operation; 4] =
+    [Operation::Create, Operation::Write, Operation::Finish, Operation::Delete];
 
 fn open(dir: &Path, name: &str) -> LocalSink {
     LocalSink::open(dir.join(name)).unwrap()
@@ -40,7 +42,11 @@ fn following_that_is_killed_anywhere_loses_no_entry_and_goes_on() {
     if let Some(child) = Crash::child() {
         let dir = child.var("dir");
         let dir = Path::new(&dir);
-        let repo = repository(child.sink(open(dir, "a")), open(dir, "b"));
+        let number = |name: &str| child.var(name).to_str().unwrap().parse::<usize>().unwrap();
+        let operation = OPERATIONS[number("operation") % OPERATIONS.len()];
+        let sink = FaultySink::new(open(dir, "a"));
+        sink.arm(Rule::nth(number("nth") as u64).on(operation).fault(Fault::Kill));
+        let repo = repository(sink, open(dir, "b"));
         runtime.block_on(follow(&repo, dir)).unwrap();
         return;
     }
@@ -59,15 +65,19 @@ fn following_that_is_killed_anywhere_loses_no_entry_and_goes_on() {
 
     let crash = Crash::of("following_that_is_killed_anywhere_loses_no_entry_and_goes_on").var("dir", dir);
     let kills = Crash::kills(20);
-    let (mut killed, mut call) = (0, 3);
+    let mut killed = 0;
     for round in 0..kills {
         write(60);
         if round % 5 == 4 {
             log.rotate();
         }
-        // Every part of looking around and of the two slices, in turn.
-        call = if call > 90 { 3 + call % 7 } else { call + 5 };
-        killed += u64::from(crash.run(Kill::AtCall(call)) == Ended::Killed);
+        // Each call of the first slice that writes or deletes, and of the second.
+        let operation = round % OPERATIONS.len() as u64;
+        let step = round / OPERATIONS.len() as u64;
+        let nth = if operation == 3 { 1 + step % 2 } else { 1 + (step * 5) % 12 };
+        let call = format!("{operation}:{nth}");
+        let child = crash.clone().var("operation", operation.to_string()).var("nth", nth.to_string());
+        killed += u64::from(child.run(Kill::Never) == Ended::Killed);
         runtime.block_on(async {
             let list = repo.backups(SET).await.unwrap();
             assert!(list.unreadable.is_empty(), "call {call}: {:?}", list.unreadable);

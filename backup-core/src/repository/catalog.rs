@@ -233,29 +233,16 @@ impl Catalog<'_> {
         }
         let (set, slices) = (self.set.key()?, layout::slices(&self.set)?);
         for sink in &self.inner.sinks {
-            let list = || async {
-                let mut objects = sink.list(&slices);
-                while let Some(object) = self.inner.patience.bound(objects.try_next()).await? {
-                    match BackupDir::of(&set, &object.key) {
-                        Some((found, dir, _)) if found == id => return Ok(Some(dir)),
-                        _ => {}
-                    }
+            let take = |found: &mut Option<BackupDir>, object: ObjectInfo| {
+                match BackupDir::of(&set, &object.key) {
+                    Some((of, dir, _)) if of == id => *found = Some(dir),
+                    _ => {}
                 }
-                Ok(None)
+                Ok(())
             };
-            let mut tries = self.inner.patience.tries(sink.id(), &self.watch);
-            let found = loop {
-                match list().await {
-                    Ok(found) => break found,
-                    // Another sink may know it; that it is nowhere is said by whoever looks for it.
-                    Err(error) => {
-                        if tries.again(error).await.is_err() {
-                            break None;
-                        }
-                    }
-                }
-            };
-            if let Some(dir) = found {
+            let found = self.inner.patience.list(sink.as_ref(), &slices, &self.watch, take).await;
+            // Another sink may know it; that it is nowhere is said by whoever looks for it.
+            if let Some(dir) = found.unwrap_or_default() {
                 self.slices().insert(id, dir.clone());
                 return Ok(Some(dir));
             }

@@ -96,6 +96,8 @@ async fn keys_open_rotate_and_are_checked_on_slices_too() {
 async fn catch_up_with(log: &Log, repo: &Repository) -> backup_core::BackupId {
     let here = log.file.position();
     log.write(1);
+    // Ids tell seconds apart.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let source = log.file.source();
     let follow = repo.follow(SET, &source).starting_at(here).slice(Duration::from_secs(60), ALL);
     follow.once().await.unwrap().newest.unwrap()
