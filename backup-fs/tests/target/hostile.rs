@@ -142,6 +142,6 @@ async fn damage_is_named_with_its_place() {
     assert_eq!((error.kind(), error.context_value("offset")), (ErrorKind::Corrupt, Some("1024")));
     assert_eq!(error.context_value("artifact"), Some("files-00001"));
     let mut log = plan(&[]);
-    log.until = Some(log.id.time());
+    log.until = Some(backup_core::Until::Time(log.id.time()));
     assert_eq!(target.begin(&log).await.err().unwrap().kind(), ErrorKind::InvalidInput);
 }
