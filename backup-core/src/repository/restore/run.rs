@@ -198,6 +198,12 @@ impl Job<'_> {
                  choose what to take from there",
             ));
         }
+        if self.which.until.is_some() {
+            return Err(Error::invalid(
+                "plan restore",
+                "a log cannot be replayed on a base with losses: restore the backup alone, without `until`",
+            ));
+        }
         let losses = losses::find(inner, catalog, contents, &selection).await?;
         if losses.is_empty() {
             return Ok((selection, losses));
