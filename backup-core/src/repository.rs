@@ -26,6 +26,7 @@ mod replicate;
 mod restore;
 mod rotate;
 mod sets;
+mod shutdown;
 mod state;
 mod sweep;
 mod verify;
@@ -148,7 +149,7 @@ impl Repository {
     /// Tries the source and every sink out without backing anything up: what they deny, what is unwise, how much space there
     /// is. For the start of a service and for the first evening with a new server.
     pub async fn check(&self, source: &dyn Source) -> Checkup {
-        self.0.check(source, &Watch::new(self.0.observers.clone())).await
+        self.0.check(source, &self.0.watch(Vec::new())).await
     }
 
     /// Stores the continuous log of `source`, slice by slice, beside the backups of `set` that it continues, until it is
@@ -198,7 +199,7 @@ impl Repository {
 
     /// The sets that have a backup. Lists every sink whole.
     pub async fn sets(&self) -> Result<SetList> {
-        self.0.sets(&Watch::new(self.0.observers.clone())).await
+        self.0.sets(&self.0.watch(Vec::new())).await
     }
 
     /// Lets the backups of `set` be opened by `keyring`, and no longer by the keys of this repository that do not wrap
@@ -324,6 +325,11 @@ impl fmt::Debug for Repository {
 }
 
 impl Inner {
+    /// The watch of a run that `more` observe beside the repository's observers.
+    fn watch(&self, more: Vec<Arc<dyn Observer>>) -> Watch {
+        Watch::new(self.observers.iter().cloned().chain(more).collect())
+    }
+
     /// Which parts of the copy rule are not kept when these sinks hold a copy.
     fn shortfalls<'a>(&self, copies: impl Iterator<Item = &'a SinkId>) -> Vec<Shortfall> {
         let Some(rule) = &self.rule else { return Vec::new() };

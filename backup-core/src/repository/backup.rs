@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +13,14 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::catalog::{Catalog, Found};
 use super::clear::clear_failed_copy;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
 use super::notes::{Notes, borrowed};
 use super::origin::Origin;
 use super::parent::{Parent, References};
+use super::shutdown::{Shutdown, or_drop};
 use super::state::Kept;
 use super::{Inner, Repository};
 use crate::digest::Digest;
@@ -55,7 +56,7 @@ pub struct Backup<'a> {
     only: Option<Vec<String>>,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    shutdown: Option<Shutdown<'a>>,
     started: Option<DateTime<Utc>>,
 }
 
@@ -204,9 +205,7 @@ impl<'a> Backup<'a> {
         }
         let started = self.started.unwrap_or_else(|| inner.clock.now());
         let id = BackupId::new(started, random()?);
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
-        let watch = Watch::new(observers);
+        let watch = inner.watch(std::mem::take(&mut self.observers));
         watch.event(&Event::Started { verb: "backup", set: &set, id });
 
         let job = Job {
@@ -218,8 +217,7 @@ impl<'a> Backup<'a> {
             options: self.options,
             limit: self.rate_limit.map(|rate| Arc::new(RateLimit::new(rate))),
         };
-        let shutdown = self.shutdown.take().unwrap_or_else(|| Box::pin(std::future::pending()));
-        let result = self.repository.store(job, shutdown, &watch).await;
+        let result = self.repository.store(job, self.shutdown.take(), &watch).await;
         let error = result.as_ref().err();
         watch.event(&Event::Finished { verb: "backup", set: &set, id, error, elapsed: watch.elapsed() });
         result.map_err(|e| e.with("set", &set))
@@ -249,7 +247,7 @@ impl Repository {
     pub(super) async fn store(
         &self,
         job: Job<'_>,
-        shutdown: impl Future<Output = ()>,
+        shutdown: Option<impl Future<Output = ()>>,
         watch: &Watch,
     ) -> Result<BackupReport> {
         let inner = &*self.0;
@@ -278,14 +276,7 @@ impl Repository {
                 objects: ObjectNames::new(&inner.chain),
                 cancelled: cancelled.clone(),
             };
-            let result = {
-                let work = run.prepare(&mut cleanup, &options);
-                tokio::select! {
-                    biased;
-                    () = shutdown => Err(Error::cancelled("back up")),
-                    result = work => result,
-                }
-            };
+            let result = or_drop(shutdown, "back up", run.prepare(&mut cleanup, &options)).await;
             cancelled.cancel();
             result.map(|prepared| (prepared, run.alive, run.failed))
         };
@@ -358,11 +349,15 @@ struct Prepared {
 impl Run<'_> {
     async fn prepare(&mut self, cleanup: &mut Cleanup, options: &Options) -> Result<Prepared> {
         self.refuse_unsealed()?;
+        let found = match self.origin.slice() {
+            Some(_) => Found::default(),
+            None => self.look(cleanup).await?,
+        };
         let previous = match self.origin.slice() {
             Some(slice) => slice.previous.clone(),
-            None => self.previous(cleanup).await?,
+            None => self.previous(&found).await?,
         };
-        let mut parent = if options.incremental { self.parent().await? } else { None };
+        let mut parent = if options.incremental { self.parent(&found).await? } else { None };
         let parent_id = parent.as_ref().map(ParentReader::id);
         let pending = Pending::new(&self.set, self.id, parent_id, self.inner.clock.now());
         let (failures, renewing) =
@@ -454,18 +449,26 @@ impl Run<'_> {
         ))
     }
 
-    /// The newest backup of the set before this one.
-    async fn previous(&self, cleanup: &mut Cleanup) -> Result<Option<Previous>> {
-        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let found = catalog.ids().await?;
+    fn catalog(&self) -> Catalog<'_> {
+        self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone())
+    }
+
+    /// What the set has so far. Fails where this run's id is taken.
+    async fn look(&self, cleanup: &mut Cleanup) -> Result<Found> {
+        let found = self.catalog().ids().await?;
         if found.backups.contains_key(&self.id) {
             (0..self.inner.sinks.len()).for_each(|number| cleanup.spare(number));
             return Err(Error::new(ErrorKind::AlreadyExists, "back up")
                 .message("another backup of the same second has the same id; back up again"));
         }
+        Ok(found)
+    }
+
+    /// The newest backup of the set before this one.
+    async fn previous(&self, found: &Found) -> Result<Option<Previous>> {
         for id in found.bases().map(|(id, _)| *id).filter(|id| *id < self.id) {
             // One that cannot be opened is reported by lists and verify; it must not stop new backups.
-            if let Ok(opened) = catalog.open(id).await {
+            if let Ok(opened) = self.catalog().open(id).await {
                 return Ok(Some(Previous { id, sha256: opened.digest }));
             }
         }
@@ -473,9 +476,8 @@ impl Run<'_> {
     }
 
     /// The backup to build upon, if there is one.
-    async fn parent(&self) -> Result<Option<Parent>> {
-        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        self.repository.parent(&catalog, self.id, self.origin.kind(), &self.alive).await
+    async fn parent(&self, found: &Found) -> Result<Option<Parent>> {
+        self.repository.parent(&self.catalog(), found, self.id, self.origin.kind(), &self.alive).await
     }
 
     /// Makes a full backup instead when the parent is not, or not for long, on every sink. This run's pending marker
@@ -493,8 +495,8 @@ impl Run<'_> {
 
     /// The backups that the new one refers to. A sink that lost one of them does not count any more.
     async fn references(&mut self, report: &SourceReport, parent: Option<&Parent>) -> Result<References> {
-        let catalog = self.inner.catalog_watched(self.set.clone(), self.pipeline.watch.clone());
-        let (references, failures) = self.inner.references(&catalog, report, parent, &self.alive).await?;
+        let (references, failures) =
+            self.inner.references(&self.catalog(), report, parent, &self.alive).await?;
         self.lose(failures)?;
         Ok(references)
     }

@@ -123,7 +123,7 @@ pub(super) struct Opened {
 
 impl Inner {
     pub(super) fn catalog(&self, set: SetName) -> Catalog<'_> {
-        self.catalog_watched(set, Watch::new(self.observers.clone()))
+        self.catalog_watched(set, self.watch(Vec::new()))
     }
 
     pub(super) fn catalog_watched(&self, set: SetName, watch: Watch) -> Catalog<'_> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::Inner;
 use super::catalog::Catalog;
 use super::contents::Contents;
-use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::Keyring;
 use crate::layout::BackupDir;
@@ -63,7 +62,7 @@ impl KeyReport {
 
 impl Inner {
     pub(super) async fn check_keys(&self) -> Result<KeyReport> {
-        let watch = Watch::new(self.observers.clone());
+        let watch = self.watch(Vec::new());
         let sets = self.sets(&watch).await?;
         let single = self.each_key();
         let mut report = KeyReport::default();

@@ -2,7 +2,6 @@
 
 use super::Inner;
 use super::contents::Contents;
-use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
 use crate::name::{BackupId, SetName};
@@ -19,7 +18,7 @@ pub struct Export {
 impl Export {
     pub(super) async fn open(inner: &Inner, set: SetName, id: BackupId) -> Result<Self> {
         let contents = Contents::open(inner, set, id).await?;
-        let watch = Watch::new(inner.observers.clone());
+        let watch = inner.watch(Vec::new());
         let mut readers = Vec::new();
         for artifact in &contents.manifest().artifacts {
             let sha256 = contents.head.artifacts.get(artifact.meta.name.as_ref()).map(|a| a.sha256);

@@ -18,7 +18,6 @@ mod report;
 mod round;
 
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,8 @@ pub use report::FollowReport;
 
 use self::round::{Following, Next};
 use super::Repository;
+use super::shutdown::{Shutdown, or_wind_down};
 use crate::engine::feed::RateLimit;
-use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::LogSource;
 use crate::name::SetName;
@@ -60,7 +59,7 @@ pub struct Follow<'a> {
     options: Options,
     rate_limit: Option<u64>,
     observers: Vec<Arc<dyn Observer>>,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    shutdown: Option<Shutdown<'a>>,
 }
 
 #[derive(Clone, Debug)]
@@ -143,8 +142,7 @@ impl<'a> Follow<'a> {
 
     async fn run(mut self) -> Result<FollowReport> {
         let set = SetName::parse(std::mem::take(&mut self.set))?;
-        let mut observers = self.repository.0.observers.clone();
-        observers.append(&mut self.observers);
+        let watch = self.repository.0.watch(std::mem::take(&mut self.observers));
         let stop = CancellationToken::new();
         let shutdown = self.shutdown.take();
         let mut following = Following::new(
@@ -153,23 +151,10 @@ impl<'a> Follow<'a> {
             self.source,
             self.options,
             self.rate_limit.map(|rate| Arc::new(RateLimit::new(rate))),
-            Watch::new(observers),
+            watch,
             stop.clone(),
         );
-        let result = {
-            let mut work = std::pin::pin!(following.work());
-            match shutdown {
-                None => work.await,
-                Some(shutdown) => tokio::select! {
-                    biased;
-                    () = shutdown => {
-                        stop.cancel();
-                        work.await
-                    }
-                    result = &mut work => result,
-                },
-            }
-        };
+        let result = or_wind_down(shutdown, &stop, following.work()).await;
         match result {
             Err(error) if !(stop.is_cancelled() && error.kind() == ErrorKind::Cancelled) => {
                 Err(error.with("set", &set))

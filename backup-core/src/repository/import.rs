@@ -13,7 +13,6 @@ use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +27,7 @@ use self::file::{Limits, OldBackup, Secrets, Seen};
 use self::openssl::Password;
 use self::pattern::Pattern;
 use super::Repository;
+use super::shutdown::{Shutdown, or_wind_down};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::BackupId;
 use crate::observer::Observer;
@@ -60,7 +60,7 @@ const SIZE_LABEL: &str = "imported-bytes";
 pub struct Import<'a> {
     work: Work<'a>,
     rounds: Option<u32>,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    shutdown: Option<Shutdown<'a>>,
 }
 
 impl<'a> Import<'a> {
@@ -166,23 +166,7 @@ impl<'a> Import<'a> {
         let files = work.files(&pattern, &mut report).await?;
         let there = work.there().await?;
         let stop = CancellationToken::new();
-        {
-            let all = work.all(files, &there, &stop, &mut report);
-            match shutdown {
-                None => all.await,
-                Some(shutdown) => {
-                    tokio::pin!(all);
-                    tokio::select! {
-                        biased;
-                        () = shutdown => {
-                            stop.cancel();
-                            all.await;
-                        }
-                        () = &mut all => {}
-                    }
-                }
-            }
-        }
+        or_wind_down(shutdown, &stop, work.all(files, &there, &stop, &mut report)).await;
         report.elapsed = begun.elapsed();
         Ok(report)
     }

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
 
-use super::catalog::{Catalog, Opened, READ_AT_ONCE};
+use super::catalog::{Catalog, Found, Opened, READ_AT_ONCE};
 use super::contents::Contents;
 use super::ranges::Pieces;
 use super::{Inner, Repository};
@@ -158,6 +158,7 @@ impl Repository {
     pub(super) async fn parent(
         &self,
         catalog: &Catalog<'_>,
+        found: &Found,
         before: BackupId,
         kind: &str,
         sinks: &[Numbered],
@@ -168,7 +169,6 @@ impl Repository {
         let readable = inner.chain.can_decode();
         let kept = if readable { None } else { inner.kept_id(&catalog.set).await };
         let usable = |id: &BackupId| *id < before && (readable || kept == Some(*id));
-        let found = catalog.ids().await?;
         for id in found.bases().map(|(id, _)| *id).filter(usable) {
             let Ok(mut opened) = catalog.open(id).await else { continue };
             if opened.manifest.source.kind != kind || matches!(opened.manifest.kind, BackupKind::Log { .. }) {

@@ -32,7 +32,7 @@ impl Repository {
     /// is harmless.
     pub async fn pin(&self, set: &str, id: BackupId) -> Result<()> {
         let (inner, set) = (&self.0, SetName::parse(set)?);
-        let watch = Watch::new(inner.observers.clone());
+        let watch = inner.watch(Vec::new());
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let mut found = catalog.ids().await?;
         let (dir, sinks) = match found.backups.remove(&id) {
@@ -67,7 +67,7 @@ impl Repository {
     /// Those of the sink from which it could not be removed; the backup is then still pinned.
     pub async fn unpin(&self, set: &str, id: BackupId) -> Result<()> {
         let (inner, set) = (&self.0, SetName::parse(set)?);
-        let watch = Watch::new(inner.observers.clone());
+        let watch = inner.watch(Vec::new());
         let key = inner.catalog_watched(set, watch.clone()).dir(id).await?.pinned()?;
         let mut failed = None;
         for sink in &inner.sinks {

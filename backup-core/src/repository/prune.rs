@@ -32,7 +32,6 @@ mod survey;
 
 use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -43,14 +42,11 @@ pub use planned::{PlannedPrune, SinkPlan};
 pub use report::{Archived, DeletedBackup, NotArchived, NotDeleted, PruneReport, Spared};
 
 use super::Repository;
-use crate::engine::progress::Watch;
-use crate::error::{Error, Result};
+use super::shutdown::{Shutdown, or_drop};
+use crate::error::Result;
 use crate::name::{SetName, SinkId};
 use crate::observer::Observer;
 use crate::retention::{RetentionPolicy, Slot};
-
-/// What stops a run.
-type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A prune to be planned: set options, then call [`plan`](Self::plan), or await it to plan and execute at once.
 #[must_use = "a prune does nothing until it is planned or awaited"]
@@ -63,7 +59,7 @@ pub struct Prune<'a> {
     classes: archive::Classes,
     now: Option<DateTime<Utc>>,
     observers: Vec<Arc<dyn Observer>>,
-    shutdown: Option<Shutdown>,
+    shutdown: Option<Shutdown<'static>>,
 }
 
 impl<'a> Prune<'a> {
@@ -135,20 +131,11 @@ impl<'a> Prune<'a> {
         for sink in self.own.keys() {
             inner.sink_number(sink)?;
         }
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
-        let watch = Watch::new(observers);
+        let watch = inner.watch(std::mem::take(&mut self.observers));
         let now = self.now.unwrap_or_else(|| inner.clock.now());
         let survey = {
             let work = survey::survey(inner, &set, now, &watch);
-            match &mut self.shutdown {
-                None => work.await,
-                Some(shutdown) => tokio::select! {
-                    biased;
-                    () = shutdown => Err(Error::cancelled("plan prune")),
-                    result = work => result,
-                },
-            }
+            or_drop(self.shutdown.as_mut(), "plan prune", work).await
         };
         let survey = survey.map_err(|e| e.with("set", &set))?;
         let policy = |sink: &SinkId| self.own.get(sink).copied().unwrap_or(self.policy);

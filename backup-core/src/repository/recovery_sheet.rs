@@ -99,7 +99,7 @@ const HOW_AGE: &str = "\
 
 impl Inner {
     async fn recovery_sheet(&self, secrets: bool) -> Result<RecoverySheet> {
-        let watch = Watch::new(self.observers.clone());
+        let watch = self.watch(Vec::new());
         let sets = self.sets(&watch).await?;
         // Room for it all at once: growing would leave copies of the secrets behind.
         let mut text = Zeroizing::new(String::with_capacity(64 * 1024));

@@ -21,7 +21,6 @@ use super::catalog::{Catalog, Opened};
 use super::{Inner, Repository};
 use crate::engine::fanout::Numbered;
 use crate::engine::feed::RateLimit;
-use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
@@ -112,8 +111,7 @@ impl<'a> Replicate<'a> {
     pub async fn report(mut self) -> Result<ReplicateReport> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
+        let watch = inner.watch(std::mem::take(&mut self.observers));
         let from = numbered(inner, &self.from)?;
         let to = match numbered(inner, &self.to)? {
             all if self.to.is_empty() => {
@@ -126,7 +124,7 @@ impl<'a> Replicate<'a> {
         }
         let mut run = Run {
             inner,
-            catalog: inner.catalog_watched(set.clone(), Watch::new(observers)),
+            catalog: inner.catalog_watched(set.clone(), watch),
             from: from.into_iter().map(|(_, sink)| sink).collect(),
             to,
             options: self.options,

@@ -6,7 +6,6 @@ mod replay;
 mod run;
 
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use futures::future::BoxFuture;
 
 pub use losses::Loss;
 
+use super::shutdown::Shutdown;
 use super::{BackupList, Repository};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::{BackupId, SetName, SinkId};
@@ -207,7 +207,7 @@ pub struct RestoreTo<'a> {
     target: &'a dyn RestoreTarget,
     options: Options,
     observers: Vec<Arc<dyn Observer>>,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    shutdown: Option<Shutdown<'a>>,
     safety: Option<(String, &'a dyn Source)>,
 }
 

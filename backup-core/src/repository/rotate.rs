@@ -68,9 +68,7 @@ impl<'a> Rotate<'a> {
     /// Only what keeps the run from beginning: a wrong name, no sink that can be listed.
     pub async fn report(mut self) -> Result<RotateReport> {
         let outer = &self.repository.0;
-        let mut observers = outer.observers.clone();
-        observers.append(&mut self.observers);
-        let watch = Watch::new(observers);
+        let watch = outer.watch(std::mem::take(&mut self.observers));
         // A run before this one may have replaced some wraps already: both keyrings open.
         let joined = match &outer.keyring {
             Some(old) => self.keyring.joined(old),

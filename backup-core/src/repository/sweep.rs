@@ -4,7 +4,6 @@ mod report;
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +17,8 @@ use super::Repository;
 use super::access::{Access, Place, is_refusal};
 use super::clear::{Cleared, clear, condemn};
 use super::commit::{PENDING_LIMIT, Pending};
-use crate::engine::progress::Watch;
-use crate::error::{Error, ErrorKind, Result};
+use super::shutdown::{Shutdown, or_drop};
+use crate::error::{ErrorKind, Result};
 use crate::name::{BackupId, SetName};
 use crate::observer::{Event, Observer};
 
@@ -41,7 +40,7 @@ pub struct Sweep<'a> {
     grace: Duration,
     now: Option<DateTime<Utc>>,
     observers: Vec<Arc<dyn Observer>>,
-    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    shutdown: Option<Shutdown<'a>>,
 }
 
 impl<'a> Sweep<'a> {
@@ -83,9 +82,7 @@ impl<'a> Sweep<'a> {
     async fn run(mut self) -> Result<SweepReport> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
-        let watch = Watch::new(observers);
+        let watch = inner.watch(std::mem::take(&mut self.observers));
         let shutdown = self.shutdown.take();
         let mut report = SweepReport::new(set.clone());
         let sweeping = Sweeping { grace: self.grace, now: self.now.unwrap_or_else(|| inner.clock.now()) };
@@ -97,16 +94,10 @@ impl<'a> Sweep<'a> {
                     report.failed.push((sink.id().clone(), error));
                 }
             }
+            Ok(())
         };
         // A sweep that ends anywhere is continued by the next: it needs no cleaning up.
-        match shutdown {
-            None => work.await,
-            Some(shutdown) => tokio::select! {
-                biased;
-                () = shutdown => return Err(Error::cancelled("sweep").with("set", &set)),
-                () = work => {}
-            },
-        }
+        or_drop(shutdown, "sweep", work).await.map_err(|e| e.with("set", &set))?;
         Ok(report)
     }
 }

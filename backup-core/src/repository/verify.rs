@@ -10,7 +10,6 @@ use futures::{FutureExt as _, TryStreamExt as _};
 use super::contents::Contents;
 use super::{Inner, Repository};
 use crate::engine::index::BlockIndex;
-use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::layout::DETAILS;
@@ -113,9 +112,7 @@ impl<'a> Verify<'a> {
     async fn run(mut self) -> Result<VerifyReport> {
         let inner = &self.repository.0;
         let set = SetName::parse(std::mem::take(&mut self.set))?;
-        let mut observers = inner.observers.clone();
-        observers.append(&mut self.observers);
-        let watch = Watch::new(observers);
+        let watch = inner.watch(std::mem::take(&mut self.observers));
         watch.event(&Event::Started { verb: "verify", set: &set, id: self.id });
         let catalog = inner.catalog_watched(set.clone(), watch.clone());
         let result = self.copies(inner, &catalog).await;

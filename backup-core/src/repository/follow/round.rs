@@ -11,6 +11,7 @@ use super::super::backup::{Job, random};
 use super::super::catalog::Catalog;
 use super::super::origin::{Origin, Slice};
 use super::super::replicate::Replicate;
+use super::super::shutdown::or_drop;
 use super::super::{Inner, Repository};
 use super::{FollowReport, Options};
 use crate::engine::feed::RateLimit;
@@ -98,11 +99,11 @@ impl<'a> Following<'a> {
 
     /// Waits, or fails with [`ErrorKind::Cancelled`] when the loop is to end.
     pub(super) async fn pause(&self, time: Duration) -> Result<()> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(Error::cancelled("follow log")),
-            () = tokio::time::sleep(time) => Ok(()),
-        }
+        self.until_stopped(async {
+            tokio::time::sleep(time).await;
+            Ok(())
+        })
+        .await
     }
 
     pub(super) async fn round(&mut self) -> Result<Next> {
@@ -292,7 +293,7 @@ impl<'a> Following<'a> {
             limit: self.limit.clone(),
         };
         let begun = Instant::now();
-        let result = self.repository.store(job, self.stop.cancelled(), &watch).await;
+        let result = self.repository.store(job, Some(self.stop.cancelled()), &watch).await;
         let error = result.as_ref().err();
         watch.event(&Event::Finished { verb: "follow", set: &set, id, error, elapsed: watch.elapsed() });
         let degraded = match result {
@@ -363,10 +364,6 @@ impl<'a> Following<'a> {
     }
 
     async fn until_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(Error::cancelled("follow log")),
-            result = work => result,
-        }
+        or_drop(Some(self.stop.cancelled()), "follow log", work).await
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Repository;
 use super::super::access::Access;
-use super::Shutdown;
+use super::super::shutdown::{Shutdown, or_wind_down};
 use super::archive::{Moved, archive};
 use super::delete::{Deleting, Done};
 use super::report::PruneReport;
@@ -33,7 +33,7 @@ pub struct PlannedPrune {
     pub(super) allow_mass_delete: bool,
     pub(super) now: Option<DateTime<Utc>>,
     pub(super) watch: Watch,
-    pub(super) shutdown: Option<Shutdown>,
+    pub(super) shutdown: Option<Shutdown<'static>>,
 }
 
 /// What a prune would delete on one sink.
@@ -134,20 +134,7 @@ impl PlannedPrune {
             let access = Access { inner, sink: Arc::clone(&plan.sink), watch, stop: stop.clone() };
             on_sink(access, set, plan, now)
         }));
-        let results = match shutdown {
-            None => work.await,
-            Some(shutdown) => {
-                let mut work = std::pin::pin!(work);
-                tokio::select! {
-                    biased;
-                    () = shutdown => {
-                        stop.cancel();
-                        work.await
-                    }
-                    results = &mut work => results,
-                }
-            }
-        };
+        let results = or_wind_down(shutdown, &stop, work).await;
         let mut report = PruneReport::new(self.set.clone());
         report.failed = std::mem::take(&mut self.unreachable);
         let mut refused = None;

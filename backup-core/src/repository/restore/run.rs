@@ -9,6 +9,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use super::super::Inner;
 use super::super::catalog::Catalog;
 use super::super::contents::Contents;
+use super::super::shutdown::or_drop;
 use super::losses::{self, Loss};
 use super::plan::{Parts, Planned};
 use super::{Chosen, Options, Replayed, RestoreBuilder, RestoreOutcome, RestoreTo, replay};
@@ -33,12 +34,11 @@ struct Job<'a> {
 
 impl RestoreTo<'_> {
     pub(super) async fn run(self) -> Result<RestoreOutcome> {
-        let Self { which, target, options, mut observers, shutdown, safety } = self;
+        let Self { which, target, options, observers, shutdown, safety } = self;
         let job = Job { which, target, options, safety };
         let inner = &job.which.repository.0;
         let set = SetName::parse(job.which.set.clone())?;
-        observers.splice(0..0, inner.observers.iter().cloned());
-        let watch = Watch::new(observers);
+        let watch = inner.watch(observers);
         let chosen = job.which.choose().await?;
         let id = chosen.id;
         watch.event(&Event::Started { verb: "restore", set: &set, id });
@@ -46,15 +46,8 @@ impl RestoreTo<'_> {
             watch.event(&Event::Warning(warning));
         }
         let work = job.stage(inner, &set, &chosen, &watch);
-        let staged = match shutdown {
-            None => work.await,
-            // Dropping the work drops the target's restore, which leaves the target as it was.
-            Some(shutdown) => tokio::select! {
-                biased;
-                () = shutdown => Err(Error::cancelled("restore")),
-                result = work => result,
-            },
-        };
+        // Dropping the work drops the target's restore, which leaves the target as it was.
+        let staged = or_drop(shutdown, "restore", work).await;
         let result = match staged {
             Ok(staged) => staged.settle(job.options.rehearse, &watch).await.map(|mut settled| {
                 settled.report.warnings.splice(0..0, chosen.passed_over);
