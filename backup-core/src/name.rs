@@ -93,7 +93,7 @@ impl fmt::Debug for SetName {
 }
 
 /// The name of one backup: `20261120T020000Z-9f04c1`, its start in UTC to the second and six random
-/// hexadecimal digits. Sorts by time, never reused.
+/// hexadecimal digits. Sorts by time, never reused; those that one process makes in one second sort by their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId {
@@ -107,6 +107,11 @@ impl BackupId {
     /// The id of a backup started at `time` (cut to the second); the low 24 bits of `random` are used.
     pub fn new(time: DateTime<Utc>, random: u32) -> Self {
         Self { time: time.trunc_subsecs(0), random: random & 0x00ff_ffff }
+    }
+
+    /// What tells ids of one second apart, in 24 bits.
+    pub(crate) fn random(self) -> u32 {
+        self.random
     }
 
     /// The start of the backup, as its producer's clock had it.

@@ -12,6 +12,7 @@ mod contents;
 mod export;
 mod follow;
 mod guard;
+mod ids;
 #[cfg(feature = "import")]
 mod import;
 mod notes;

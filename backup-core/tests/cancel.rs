@@ -12,7 +12,7 @@ use backup_core::{
 use backup_testkit::noise;
 
 /// A run notices within a chunk; this is far more.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 const BIG: usize = 3_000_000;
 
 /// A source that counts how its snapshots end.

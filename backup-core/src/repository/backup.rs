@@ -17,6 +17,7 @@ use super::catalog::{Catalog, Found};
 use super::clear::clear_failed_copy;
 use super::commit::{Cleanup, Pending};
 use super::contents::{ArtifactDetails, DetailsHead};
+use super::ids::new_id;
 use super::notes::{Notes, borrowed};
 use super::origin::Origin;
 use super::parent::{Parent, References};
@@ -204,7 +205,7 @@ impl<'a> Backup<'a> {
             self.options.selection = Selection::globs(only)?;
         }
         let started = self.started.unwrap_or_else(|| inner.clock.now());
-        let id = BackupId::new(started, random()?);
+        let id = new_id(started)?;
         let watch = inner.watch(std::mem::take(&mut self.observers));
         watch.event(&Event::Started { verb: "backup", set: &set, id });
 
@@ -306,15 +307,6 @@ impl std::fmt::Debug for Backup<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Backup").field("set", &self.set).field("source", &self.source).finish_non_exhaustive()
     }
-}
-
-/// 32 random bits for an id.
-pub(super) fn random() -> Result<u32> {
-    let mut bytes = [0; 4];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).map_err(|_| {
-        Error::new(ErrorKind::Io, "make backup id").message("the system has no random numbers")
-    })?;
-    Ok(u32::from_le_bytes(bytes))
 }
 
 /// A run until just before its manifest.

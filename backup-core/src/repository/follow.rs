@@ -154,7 +154,7 @@ impl<'a> Follow<'a> {
             watch,
             stop.clone(),
         );
-        let result = or_wind_down(shutdown, &stop, following.work()).await;
+        let result = or_wind_down(shutdown, &stop, following.work().boxed()).await;
         match result {
             Err(error) if !(stop.is_cancelled() && error.kind() == ErrorKind::Cancelled) => {
                 Err(error.with("set", &set))

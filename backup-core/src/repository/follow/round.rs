@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::backup::{Job, random};
+use super::super::backup::Job;
 use super::super::catalog::Catalog;
+use super::super::ids::new_id;
 use super::super::origin::{Origin, Slice};
 use super::super::replicate::Replicate;
 use super::super::shutdown::or_drop;
@@ -276,7 +277,7 @@ impl<'a> Following<'a> {
     async fn take(&mut self, cut: Cut, previous: Option<Previous>) -> Result<()> {
         let set = self.set().clone();
         let started = self.inner.clock.now();
-        let id = BackupId::new(started, random()?);
+        let id = new_id(started)?;
         let name = SliceName { from: cut.from.clone(), to: cut.to.clone(), id };
         let dir = BackupDir::slice(&set, name)?;
         // Counters of its own: its manifest says how long it took.
