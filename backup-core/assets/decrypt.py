@@ -2,7 +2,7 @@
 """Decrypts one object of a backup, independently of the library that wrote it.
 
     python3 decrypt.py --keys DIR (--key-file FILE | --passphrase-env VAR)
-                       --set SET --id ID --artifact NAME < stored.enc > out
+                       --set SET --id ID [--written-as ID] --artifact NAME < stored.enc > out
 
 DIR is the directory `keys/` of the backup. SET and ID are the set and id of the backup, NAME the name of the
 artifact, without its extensions. What comes out is what was encrypted: pipe it into `gunzip` or `zstd -d`
@@ -161,6 +161,7 @@ def main():
     secret.add_argument("--passphrase-env", help="environment variable that holds the passphrase")
     parser.add_argument("--set", required=True, dest="backup_set")
     parser.add_argument("--id", required=True, dest="backup_id")
+    parser.add_argument("--written-as", help="`written_as` of the object in the manifest, where it has one")
     parser.add_argument("--artifact", required=True)
     args = parser.parse_args()
     raw = passphrase = None
@@ -171,7 +172,7 @@ def main():
         if not passphrase:
             raise Failure(f"the environment variable {args.passphrase_env} is not set")
     key = backup_key(args.keys, raw, passphrase, args.backup_set, args.backup_id)
-    decrypt(key, args.backup_set, args.backup_id, args.artifact, sys.stdin.buffer, sys.stdout.buffer)
+    decrypt(key, args.backup_set, args.written_as or args.backup_id, args.artifact, sys.stdin.buffer, sys.stdout.buffer)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,18 @@ impl ItemSpool {
         Ok(())
     }
 
+    /// Appends all items of `other`, sharing what it holds.
+    pub fn append(&mut self, other: &Self) -> Result<()> {
+        if !self.open.is_empty() {
+            self.blocks.push(compress(&self.open)?);
+            self.open.clear();
+        }
+        self.blocks.extend(other.blocks.iter().cloned());
+        self.open.extend_from_slice(&other.open);
+        self.count += other.count;
+        Ok(())
+    }
+
     /// Number of items.
     pub fn len(&self) -> u64 {
         self.count
@@ -311,6 +323,22 @@ mod tests {
             back += 1;
         }
         assert_eq!(back, count);
+    }
+
+    #[test]
+    fn appended_items_follow_those_that_are_there() {
+        let spool = |numbers: std::ops::Range<u64>| {
+            let mut spool = ItemSpool::new();
+            numbers.for_each(|n| spool.push(&item(b"x".to_vec(), n)).unwrap());
+            spool
+        };
+        let mut all = spool(0..3);
+        all.append(&spool(3..2_000)).unwrap();
+        all.append(&ItemSpool::new()).unwrap();
+        all.push(&item(b"x".to_vec(), 2_000)).unwrap();
+        assert_eq!(all.len(), 2_001);
+        let read: Vec<u64> = all.iter().map(|item| item.unwrap().size).collect();
+        assert!(read.into_iter().eq(0..2_001));
     }
 
     proptest! {

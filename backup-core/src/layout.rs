@@ -37,6 +37,8 @@ pub(crate) const RANGES: &str = "RANGES";
 pub(crate) const DECRYPT_PY: &str = "decrypt.py";
 /// Stem of the object that lists plain digests, proofs and items.
 pub(crate) const DETAILS: &str = "details";
+/// What the name of the note on a finished artifact ends with.
+pub(crate) const FINISHED: &str = ".finished.json";
 pub(crate) const KEYS: &str = "keys";
 pub(crate) const KEYRING: &str = "keyring";
 /// Below a set: the directories of its log slices.
@@ -50,6 +52,8 @@ pub(crate) const RESTORED: &str = "restored";
 pub(crate) struct ObjectNames {
     objects: BTreeSet<String>,
     artifacts: BTreeSet<String>,
+    /// The extension of the chain.
+    chain: String,
 }
 
 impl ObjectNames {
@@ -72,10 +76,11 @@ impl ObjectNames {
         Self {
             objects: own.into_iter().map(str::to_owned).chain([details, index]).collect(),
             artifacts: std::iter::once(DETAILS.to_owned()).collect(),
+            chain: chain.extension(),
         }
     }
 
-    /// Takes the names of an artifact's object and of its index.
+    /// Takes the names of an artifact's object, of its index, and of what is noted when it is finished.
     ///
     /// Names are written into commands that a person runs, too, so those that could be taken for options or for another
     /// line are refused.
@@ -90,8 +95,11 @@ impl ObjectNames {
                 "the source gave an artifact a name that is empty, begins with `-` or has control characters",
             );
         }
+        let details = finished_details(artifact, &self.chain);
+        let noted = [finished_object(artifact), index_object(&details), details];
+        let mut names = [object.to_owned(), index_object(object)].into_iter().chain(noted);
         let new = self.artifacts.insert(artifact.to_owned());
-        if !new || !self.objects.insert(object.to_owned()) || !self.objects.insert(index_object(object)) {
+        if !new || !names.all(|name| self.objects.insert(name)) {
             return refuse("the source gave an artifact a name that another object of the backup has");
         }
         Ok(())
@@ -101,6 +109,16 @@ impl ObjectNames {
 /// The object that holds the details.
 pub(crate) fn details_object(chain: &Chain) -> String {
     format!("{DETAILS}.jsonl{}", chain.extension())
+}
+
+/// The object that notes that an artifact is finished, for a run that takes it over.
+pub(crate) fn finished_object(artifact: &str) -> String {
+    format!("{artifact}{FINISHED}")
+}
+
+/// The object that lists what a finished artifact holds.
+pub(crate) fn finished_details(artifact: &str, chain: &str) -> String {
+    format!("{artifact}{FINISHED}l{chain}")
 }
 
 /// The object that holds the block index of another.

@@ -68,8 +68,8 @@ pub use sink::{
     put_bytes, read_bytes,
 };
 pub use source::{
-    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Finding, Outcome, ParentReader, Recipe,
-    Snapshot, SnapshotRequest, Source, SourceReport, Warning,
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Earlier, Finding, Finished, Outcome,
+    ParentReader, Recipe, Snapshot, SnapshotRequest, Source, SourceReport, Warning,
 };
 pub use target::{
     Atomicity, ItemList, PlannedArtifact, PlannedSlice, Restore, RestorePlan, RestoreReport, RestoreTarget,

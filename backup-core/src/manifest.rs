@@ -20,7 +20,7 @@ use crate::source::ArtifactMeta;
 use crate::transform::TransformSpec;
 
 pub use seal::Seal;
-pub(crate) use seal::{Sealer, is_signed, open, seal};
+pub(crate) use seal::{Sealer, is_signed, open, open_finished, seal, seal_finished};
 
 /// The format number this version writes, and the only one it reads.
 pub const FORMAT: u32 = 1;
@@ -129,6 +129,9 @@ pub struct StoredObject {
     /// Its block index, where it is larger than a few blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<IndexRef>,
+    /// The run that stored it, where that died and the backup took it over: keys are derived for that id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_as: Option<BackupId>,
 }
 
 /// The block index of a large object.

@@ -49,6 +49,15 @@ pub enum Event<'a> {
         /// Its stored bytes.
         stored: u64,
     },
+    /// An artifact was taken over from a run that died, and is not read from the source.
+    ArtifactAdopted {
+        /// Its name.
+        artifact: &'a str,
+        /// The run that died.
+        from: BackupId,
+        /// Its plain bytes.
+        plain: u64,
+    },
     /// Bytes moved. Sent a few times a second.
     Progress {
         /// Plain bytes so far, of the whole run.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use crate::name::BackupId;
 use crate::proof::Proofs;
 use crate::retention::LogPosition;
 use crate::selection::Selection;
+use crate::target::ItemList;
 
 /// Bytes in order. Lazy: nothing happens until it is polled. `Err` is the last item. An end without `Err` means
 /// only that this stream ended; success of a backup is [`Snapshot::finish`].
@@ -42,6 +44,18 @@ pub trait Source: Debug + Send + Sync {
 
     /// Begins a backup at one consistent point.
     async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>>;
+
+    /// Which of `request.earlier`, finished by a run that died, hold exactly what a [`snapshot`](Source::snapshot) of the
+    /// same request would store again: their numbers in that list. Asked before the snapshot begins; what is named here and
+    /// proves to be undamaged is in the snapshot's request then.
+    ///
+    /// That a name is the same says nothing: only what tells the content (times and inodes of all files, a version of the
+    /// data) does, which the source left with the artifact as [`Finished::state`] or in its items. The default
+    /// names none.
+    async fn unchanged(&self, request: SnapshotRequest<'_>) -> Result<Vec<usize>> {
+        let _ = request;
+        Ok(Vec::new())
+    }
 }
 
 /// What a backup asks of a source.
@@ -53,13 +67,54 @@ pub struct SnapshotRequest<'a> {
     pub selection: Selection,
     /// Fires when the run is to stop. Streams also stop when they are dropped.
     pub cancelled: CancellationToken,
+    /// What a run that died has finished, and this one is to take over: each is part of the snapshot. The source yields
+    /// it in its place like any artifact, by its own [`meta`](Earlier::meta); the stream is not read. No other artifact has
+    /// its name, and its items and proofs belong into the report like those of all others.
+    pub earlier: Vec<Earlier>,
 }
 
 impl SnapshotRequest<'_> {
     /// A full backup of everything.
     pub fn full() -> Self {
-        Self { parent: None, selection: Selection::all(), cancelled: CancellationToken::new() }
+        Self {
+            parent: None,
+            selection: Selection::all(),
+            cancelled: CancellationToken::new(),
+            earlier: Vec::new(),
+        }
     }
+}
+
+/// An artifact that a run of the same set finished before it died.
+#[derive(Clone)]
+pub struct Earlier {
+    /// What it is.
+    pub meta: ArtifactMeta,
+    /// Its plain bytes.
+    pub plain_size: u64,
+    /// What the source left with it: [`Finished::state`].
+    pub state: Option<Value>,
+    /// What its items prove.
+    pub proofs: Proofs,
+    /// Its items.
+    pub items: Arc<dyn ItemList>,
+}
+
+impl Debug for Earlier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Earlier").field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// What an [independent](ArtifactMeta::independent) artifact holds, so that a later run can take it over.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// What the source wants to find again to tell whether the artifact still holds what it would store.
+    pub state: Option<Value>,
+    /// Its items, which also are, or will be, in the source's report. None lies in another backup.
+    pub items: ItemSpool,
+    /// What they prove.
+    pub proofs: Proofs,
 }
 
 /// What an incremental may read of the backup it builds upon.
@@ -95,6 +150,13 @@ pub trait Snapshot: Send {
     /// The success token: called once, after every stream was drained to its end. It waits for the exit status,
     /// end marker or checksum that says the data is whole. Without it there is no manifest.
     async fn finish(&mut self) -> Result<SourceReport>;
+
+    /// What an independent artifact holds, asked for once when its stream was drained and stored, if the run can be
+    /// resumed. `None`, the default: it cannot be taken over.
+    fn finished(&mut self, artifact: &str) -> Option<Finished> {
+        let _ = artifact;
+        None
+    }
 
     /// Releases whatever the snapshot holds on the server. Positions that free data there (replication slots)
     /// advance on [`Outcome::Committed`] only.
@@ -155,6 +217,13 @@ impl ArtifactMeta {
     /// Sets the phase.
     pub fn phase(mut self, phase: u32) -> Self {
         self.phase = phase;
+        self
+    }
+
+    /// Declares that its bytes do not depend on the moment: a later run may take it over from one that died, where
+    /// [`Source::unchanged`] says so.
+    pub fn independent(mut self) -> Self {
+        self.independent = true;
         self
     }
 

@@ -76,6 +76,11 @@ impl StoredReader {
         from
     }
 
+    /// Starts sending the whole object.
+    pub(crate) fn whole(&self) -> mpsc::Receiver<Result<Bytes>> {
+        self.spawn(std::iter::once(0..self.size).collect())
+    }
+
     async fn send_range(&self, range: Range<u64>, to: &mpsc::Sender<Result<Bytes>>) -> Result<bool> {
         let block_size = self.index.block_size;
         if block_size > INDEX_LIMIT {

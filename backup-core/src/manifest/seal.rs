@@ -41,17 +41,31 @@ pub(crate) enum Sealer<'a> {
     Nothing,
 }
 
+/// What is sealed before the bytes of a note on a finished artifact. A manifest begins with a brace: neither can be
+/// taken for the other.
+const FINISHED: &[u8] = b"finished\n";
+
 /// Serialises and seals a manifest.
 pub(crate) fn seal(manifest: &Manifest, sealer: Sealer<'_>) -> Result<Bytes> {
+    sealed(&[], manifest, sealer)
+}
+
+/// Serialises and seals the note that an artifact is finished: a manifest of that artifact alone.
+pub(crate) fn seal_finished(note: &Manifest, sealer: Sealer<'_>) -> Result<Bytes> {
+    sealed(FINISHED, note, sealer)
+}
+
+fn sealed(domain: &[u8], manifest: &Manifest, sealer: Sealer<'_>) -> Result<Bytes> {
     let internal = |e| Error::new(ErrorKind::Internal, "write manifest").caused_by(e);
     let mut bytes = serde_json::to_vec_pretty(manifest).map_err(internal)?;
     bytes.push(b'\n');
+    let message = [domain, &bytes].concat();
     let line = match sealer {
-        Sealer::Key(key) => Seal::HmacSha256 { value: hex::encode(key.seal(&bytes)?) },
+        Sealer::Key(key) => Seal::HmacSha256 { value: hex::encode(key.seal(&message)?) },
         Sealer::Signature(key) => {
-            Seal::Ed25519 { key: key.verifying_key().to_string(), value: hex::encode(key.sign(&bytes)?) }
+            Seal::Ed25519 { key: key.verifying_key().to_string(), value: hex::encode(key.sign(&message)?) }
         }
-        Sealer::Nothing => Seal::Sha256 { value: Digest::of(&bytes) },
+        Sealer::Nothing => Seal::Sha256 { value: Digest::of(&message) },
     };
     serde_json::to_writer(&mut bytes, &line).map_err(internal)?;
     bytes.push(b'\n');
@@ -83,11 +97,48 @@ pub(crate) fn open(
     id: BackupId,
 ) -> Result<Manifest> {
     let (document, line) = split(bytes)?;
-    match (&line, key) {
-        (Seal::Ed25519 { key, value }, _) => verify(document, key, value, signatures)?,
+    check(document, &line, key, signatures)?;
+    let manifest = Manifest::parse(document)?;
+    if manifest.set != *set || manifest.id != id {
+        return Err(Error::corrupt(
+            "read manifest",
+            "the manifest belongs to another backup; it was moved or copied here",
+        )
+        .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
+    }
+    Ok(manifest)
+}
+
+/// Checks the seal of the note on a finished artifact, then parses it. Its id is that of the run that stored the
+/// artifact, wherever the note was taken since.
+pub(crate) fn open_finished(
+    bytes: &[u8],
+    key: Option<&BackupKey>,
+    signatures: Option<&Signatures>,
+    set: &SetName,
+) -> Result<Manifest> {
+    let (document, line) = split(bytes)?;
+    check(&[FINISHED, document].concat(), &line, key, signatures)?;
+    let note = Manifest::parse(document)?;
+    if note.set == *set {
+        Ok(note)
+    } else {
+        Err(Error::corrupt("read note", "the note belongs to another set").with("says", &note.set))
+    }
+}
+
+/// Checks that `line` seals `message`.
+fn check(
+    message: &[u8],
+    line: &Seal,
+    key: Option<&BackupKey>,
+    signatures: Option<&Signatures>,
+) -> Result<()> {
+    match (line, key) {
+        (Seal::Ed25519 { key, value }, _) => verify(message, key, value, signatures)?,
         (Seal::HmacSha256 { value }, Some(key)) => {
             let tag = hex::decode(value).map_err(|e| torn().caused_by(e))?;
-            key.verify_seal(document, &tag).map_err(|_| broken())?;
+            key.verify_seal(message, &tag).map_err(|_| broken())?;
         }
         (Seal::HmacSha256 { .. }, None) => {
             return Err(Error::new(ErrorKind::WrongKey, "read manifest").message(
@@ -101,7 +152,7 @@ pub(crate) fn open(
             ));
         }
         (Seal::Sha256 { value }, None) => {
-            if Digest::of(document) != *value {
+            if Digest::of(message) != *value {
                 return Err(broken());
             }
         }
@@ -112,15 +163,7 @@ pub(crate) fn open(
             ));
         }
     }
-    let manifest = Manifest::parse(document)?;
-    if manifest.set != *set || manifest.id != id {
-        return Err(Error::corrupt(
-            "read manifest",
-            "the manifest belongs to another backup; it was moved or copied here",
-        )
-        .with("says", format_args!("{}/{}", manifest.set, manifest.id)));
-    }
-    Ok(manifest)
+    Ok(())
 }
 
 /// Checks a signature.

@@ -191,6 +191,16 @@ impl Sink for MemorySink {
         self.remove(key);
         Ok(())
     }
+
+    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
+        let object = Object { modified: Utc::now(), ..self.find("copy object", from)? };
+        let mut objects = lock(&self.objects);
+        if options.mode == PutMode::CreateNew && objects.contains_key(to) {
+            return Err(already_exists(to));
+        }
+        objects.insert(to.clone(), object);
+        Ok(true)
+    }
 }
 
 fn info(key: &Key, object: &Object) -> ObjectInfo {

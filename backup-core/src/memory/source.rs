@@ -1,25 +1,31 @@
 //! [`MemorySource`].
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::lock;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::ItemPath;
+use crate::item::{ItemPath, ItemSpool};
+use crate::proof::Proofs;
 use crate::source::{
-    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Outcome, Snapshot, SnapshotRequest,
-    Source, SourceReport,
+    Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Earlier, Finished, Outcome, Snapshot,
+    SnapshotRequest, Source, SourceReport,
 };
 use crate::whole::{WHOLE_BYTES, whole_item, whole_proof};
 
 /// A source of named artifacts that are in memory: one item each, proved as a whole.
+///
+/// Those declared [`independent`](ArtifactMeta::independent) can be taken over from a run that died while their bytes are
+/// the same.
 ///
 /// ```
 /// use backup_core::MemorySource;
@@ -95,8 +101,25 @@ impl Source for MemorySource {
             max_open: self.max_open,
             drained: Arc::default(),
             cancelled: request.cancelled,
+            earlier: request.earlier.into_iter().map(|earlier| earlier.meta.name).collect(),
         }))
     }
+
+    async fn unchanged(&self, request: SnapshotRequest<'_>) -> Result<Vec<usize>> {
+        let same = |earlier: &Earlier| {
+            let now = self.artifacts.iter().find(|(meta, _)| *meta == earlier.meta);
+            now.is_some_and(|(meta, bytes)| {
+                request.selection.matches(&ItemPath::new(meta.name.as_bytes()))
+                    && earlier.state.as_ref() == Some(&state(Digest::of(bytes)))
+            })
+        };
+        Ok(request.earlier.iter().enumerate().filter(|(_, earlier)| same(earlier)).map(|(n, _)| n).collect())
+    }
+}
+
+/// What is left with an independent artifact: the digest of its bytes.
+fn state(sha256: Digest) -> Value {
+    Value::String(sha256.to_string())
 }
 
 /// The digest of each artifact that was read to its end, by its number.
@@ -109,6 +132,22 @@ struct MemorySnapshot {
     max_open: usize,
     drained: Drained,
     cancelled: CancellationToken,
+    /// Names of what is taken over, and not read.
+    earlier: BTreeSet<Cow<'static, str>>,
+}
+
+impl MemorySnapshot {
+    /// What an artifact of which the digest is known adds to the report.
+    fn describe(
+        (meta, bytes): &(ArtifactMeta, Bytes),
+        sha256: Digest,
+        items: &mut ItemSpool,
+        proofs: &mut Proofs,
+    ) -> Result<()> {
+        items.push(&whole_item(&meta.name, bytes.len() as u64, sha256))?;
+        proofs.entry(WHOLE_BYTES.to_owned()).or_default().merge(&whole_proof(&meta.name, &sha256));
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -123,6 +162,9 @@ impl Snapshot for MemorySnapshot {
             drained: Arc::clone(&self.drained),
             cancelled: self.cancelled.clone(),
         };
+        if self.earlier.contains(&meta.name) {
+            lock(&self.drained).push((self.next, Digest::of(&flow.rest)));
+        }
         self.next += 1;
         Ok(Some(Artifact { meta, data: flow.stream() }))
     }
@@ -145,11 +187,19 @@ impl Snapshot for MemorySnapshot {
         }
         drained.sort_unstable_by_key(|(number, _)| *number);
         let mut report = SourceReport::default();
-        for ((meta, bytes), (_, sha256)) in self.artifacts.iter().zip(drained) {
-            report.items.push(&whole_item(&meta.name, bytes.len() as u64, sha256))?;
-            report.proofs.entry(WHOLE_BYTES.to_owned()).or_default().merge(&whole_proof(&meta.name, &sha256));
+        for (artifact, (_, sha256)) in self.artifacts.iter().zip(drained) {
+            Self::describe(artifact, sha256, &mut report.items, &mut report.proofs)?;
         }
         Ok(report)
+    }
+
+    fn finished(&mut self, artifact: &str) -> Option<Finished> {
+        let (number, found) =
+            self.artifacts.iter().enumerate().find(|(_, (meta, _))| meta.name == artifact)?;
+        let sha256 = lock(&self.drained).iter().find(|(drained, _)| *drained == number)?.1;
+        let mut finished = Finished { state: Some(state(sha256)), ..Finished::default() };
+        Self::describe(found, sha256, &mut finished.items, &mut finished.proofs).ok()?;
+        Some(finished)
     }
 
     async fn close(self: Box<Self>, _outcome: Outcome) -> Result<()> {

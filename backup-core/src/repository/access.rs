@@ -11,7 +11,7 @@ use super::Inner;
 use crate::engine::progress::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
-use crate::layout::{BackupDir, CONDEMNED, MANIFEST, PENDING, PINNED};
+use crate::layout::{BackupDir, CONDEMNED, FINISHED, MANIFEST, PENDING, PINNED};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::sink::{ObjectInfo, ObjectKind, PutOptions, Sink, put_bytes, read_bytes};
 
@@ -25,11 +25,20 @@ pub(super) struct Place {
     pub(super) pinned: bool,
     /// The markers of pruners.
     pub(super) condemned: Vec<Key>,
+    /// The notes on finished artifacts.
+    pub(super) finished: Vec<Key>,
 }
 
 impl Place {
     fn new(dir: BackupDir) -> Self {
-        Self { dir, manifest: None, pending: false, pinned: false, condemned: Vec::new() }
+        Self {
+            dir,
+            manifest: None,
+            pending: false,
+            pinned: false,
+            condemned: Vec::new(),
+            finished: Vec::new(),
+        }
     }
 }
 
@@ -64,6 +73,7 @@ fn note_place(places: &mut Places, prefix: &Key, object: ObjectInfo) {
         (PENDING, None) => place.pending = true,
         (PINNED, None) => place.pinned = true,
         (CONDEMNED, Some(_)) => place.condemned.push(object.key),
+        (name, None) if name.ends_with(FINISHED) => place.finished.push(object.key),
         _ => {}
     }
 }

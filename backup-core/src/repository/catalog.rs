@@ -84,6 +84,8 @@ pub(super) struct Found {
     pub(super) backups: BTreeMap<BackupId, Copies>,
     /// Those pinned on any sink.
     pub(super) pinned: BTreeSet<BackupId>,
+    /// What runs left that are not over, or died: for each sink the notes on finished artifacts.
+    pub(super) unfinished: BTreeMap<BackupId, Vec<(SinkId, Vec<Key>)>>,
     /// The sinks that could not be listed.
     pub(super) unreachable: Vec<(SinkId, Error)>,
 }
@@ -150,6 +152,13 @@ impl Catalog<'_> {
                                 copies.sinks.push(Arc::clone(sink));
                             }
                         }
+                        if place.manifest.is_none()
+                            && place.condemned.is_empty()
+                            && !place.finished.is_empty()
+                        {
+                            let left = (sink.id().clone(), place.finished);
+                            found.unfinished.entry(id).or_default().push(left);
+                        }
                         if place.pinned {
                             found.pinned.insert(id);
                         }
@@ -171,7 +180,7 @@ impl Catalog<'_> {
 
     /// All backups of the set.
     pub(super) async fn list(&self) -> Result<BackupList> {
-        let Found { backups, pinned, unreachable } = self.ids().await?;
+        let Found { backups, pinned, unreachable, .. } = self.ids().await?;
         let mut list = BackupList { unreachable, ..BackupList::default() };
         let opening: Vec<BoxFuture<'_, _>> = backups
             .into_iter()
@@ -315,7 +324,12 @@ impl Catalog<'_> {
     }
 
     /// The key of a backup, from the wraps of one copy; `None` in a repository without a keyring.
-    async fn key(&self, sink: &Arc<dyn Sink>, dir: &BackupDir, id: BackupId) -> Result<Option<BackupKey>> {
+    pub(super) async fn key(
+        &self,
+        sink: &Arc<dyn Sink>,
+        dir: &BackupDir,
+        id: BackupId,
+    ) -> Result<Option<BackupKey>> {
         let Some(keyring) = self.inner.keyring.clone() else { return Ok(None) };
         let wraps = self.wraps(sink, &dir.keys()?).await?;
         if wraps.is_empty() {
@@ -414,7 +428,8 @@ impl Opened {
             ))
         };
         let index = match &object.index {
-            None if object.size > INDEX_ABOVE => {
+            // An index has none itself, however long it is.
+            None if object.size > INDEX_ABOVE && object.plain_size.is_some() => {
                 return Err(Error::corrupt("read manifest", "an object this large has no block index")
                     .with("object", &object.object));
             }
@@ -424,7 +439,7 @@ impl Opened {
             }
             Some(at) => {
                 let stored = reader(&at.object, at.size, BlockIndex::single(at.size, at.sha256))?;
-                let bytes = collect(stored.spawn(std::iter::once(0..at.size).collect())).await?;
+                let bytes = collect(stored.whole()).await?;
                 BlockIndex::parse(&bytes, object.size)?
             }
         };

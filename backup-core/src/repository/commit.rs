@@ -1,11 +1,12 @@
 //! The small objects around the data, and the moment a backup begins to exist.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -179,17 +180,27 @@ struct Work {
     sinks: Vec<Numbered>,
     dir: BackupDir,
     renewing: Option<AbortOnDropHandle<()>>,
+    keep: Arc<AtomicBool>,
 }
 
 impl Cleanup {
     pub(super) fn new(patience: Patience, sinks: &[Arc<dyn Sink>], dir: BackupDir) -> Self {
         let sinks = sinks.iter().cloned().enumerate().collect();
-        Self { work: Some(Work { patience, snapshot: None, sinks, dir, renewing: None }) }
+        Self {
+            work: Some(Work { patience, snapshot: None, sinks, dir, renewing: None, keep: Arc::default() }),
+        }
     }
 
     pub(super) fn renewing(&mut self, handle: AbortOnDropHandle<()>) {
         if let Some(work) = &mut self.work {
             work.renewing = Some(handle);
+        }
+    }
+
+    /// Leaves what was written if `keep` is set by then, but for the pending marker: another run takes it over.
+    pub(super) fn keep_if(&mut self, keep: Arc<AtomicBool>) {
+        if let Some(work) = &mut self.work {
+            work.keep = keep;
         }
     }
 
@@ -241,16 +252,17 @@ impl Work {
             // The run has failed already; that error is the one to report.
             let _ = tokio::time::timeout(CLEANUP_LIMIT, snapshot.close(Outcome::Aborted)).await;
         }
-        let removing = self.sinks.iter().map(|(_, sink)| remove_all(sink, &self.dir, self.patience));
+        let keep = self.keep.load(Relaxed);
+        let removing = self.sinks.iter().map(|(_, sink)| remove(sink, &self.dir, self.patience, keep));
         // What cannot be removed now has no manifest and an expiring marker: the orphan sweep takes it later.
         let _ = tokio::time::timeout(CLEANUP_LIMIT, futures::future::join_all(removing)).await;
     }
 }
 
-/// Removes every object below a backup's directory, the pending marker last.
-pub(super) async fn remove_all(sink: &Arc<dyn Sink>, dir: &BackupDir, patience: Patience) -> Result<()> {
+/// Removes every object below a backup's directory, or none of them, and the pending marker last.
+async fn remove(sink: &Arc<dyn Sink>, dir: &BackupDir, patience: Patience, keep: bool) -> Result<()> {
     let pending = dir.pending()?;
-    let mut objects = sink.list(dir.prefix());
+    let mut objects = if keep { futures::stream::empty().boxed() } else { sink.list(dir.prefix()) };
     while let Some(object) = patience.bound(async { objects.try_next().await }).await? {
         if object.key != pending {
             patience.bound(sink.delete(&object.key)).await?;

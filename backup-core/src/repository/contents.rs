@@ -274,7 +274,7 @@ impl Inner {
             chain: Arc::new(chain),
             scope: Scope {
                 set: manifest.set.clone(),
-                id: manifest.id,
+                id: object.written_as.unwrap_or(manifest.id),
                 name: name.to_owned(),
                 key: opened.key.clone(),
                 workers: self.workers.clone(),

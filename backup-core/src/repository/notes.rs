@@ -114,7 +114,7 @@ impl Notes<'_> {
         // First, so that the metadata of directories, which are always in the backup itself, are set last.
         let mut joined: Vec<String> = self.borrowed.iter().map(|part| self.take(part)).collect();
         for artifact in artifacts {
-            let decode = self.decode(&artifact.meta.name, &artifact.stored.object);
+            let decode = self.decode(&artifact.meta.name, &artifact.stored);
             let plain = format!("{}.{}", artifact.meta.name, artifact.meta.format.extension);
             let command = match (self.recipe.commands.get(artifact.meta.name.as_ref()), &self.recipe.joined) {
                 (Some(command), _) => command.clone(),
@@ -136,7 +136,7 @@ impl Notes<'_> {
         let _ = writeln!(
             text,
             "\n# What the backup contains, a JSON document per line:\n# {}\n# What it is: {MANIFEST}",
-            self.decode("details", &self.details.object)
+            self.decode("details", self.details)
         );
         (RESTORE_TXT, text.into())
     }
@@ -168,29 +168,34 @@ impl Notes<'_> {
     /// The commands that give what is needed of another backup's artifact.
     fn take(&self, part: &Borrowed) -> String {
         let keys = format!("../{}/keys", part.id);
-        let decode = self.decoded(&part.path(), &part.chain, part.id, &keys, &part.artifact.meta.name);
+        let artifact = &part.artifact;
+        let written_as = artifact.stored.written_as;
+        let decode =
+            self.decoded(&part.path(), &part.chain, (part.id, written_as), &keys, &artifact.meta.name);
         format!("{decode} | take {} {}", part.id, quote(&part.name()))
     }
 
     /// The commands that turn a stored object of this backup into its plain bytes.
-    fn decode(&self, artifact: &str, object: &str) -> String {
-        self.decoded(&file_name(object), self.chain, self.id, "keys", artifact)
+    fn decode(&self, artifact: &str, stored: &StoredObject) -> String {
+        let path = file_name(&stored.object);
+        self.decoded(&path, self.chain, (self.id, stored.written_as), "keys", artifact)
     }
 
     fn decoded(
         &self,
         path: &str,
         chain: &[TransformSpec],
-        id: BackupId,
+        (id, written_as): (BackupId, Option<BackupId>),
         keys: &str,
         artifact: &str,
     ) -> String {
         let mut line = format!("cat {}", quote(path));
+        let written_as = written_as.map(|run| format!(" --written-as {run}")).unwrap_or_default();
         for spec in chain.iter().rev() {
             let _ = match spec.id.as_ref() {
                 "aes-256-gcm" => write!(
                     line,
-                    " | python3 {DECRYPT_PY} --keys {keys} $BACKUP_KEY_OPTION --set {} --id {id} --artifact {}",
+                    " | python3 {DECRYPT_PY} --keys {keys} $BACKUP_KEY_OPTION --set {} --id {id}{written_as} --artifact {}",
                     quote(self.set.as_str()),
                     quote(artifact)
                 ),

@@ -17,6 +17,8 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+pub(super) use inspect::{Part, parts};
+
 use super::catalog::{Catalog, Opened};
 use super::{Inner, Repository};
 use crate::engine::fanout::Numbered;

@@ -254,7 +254,7 @@ impl Work<'_> {
         };
         self.report.stored_read += object.size;
         if !self.decode || self.decoded.contains(&object.object) {
-            let mut blocks = reader.stored.spawn(std::iter::once(0..object.size).collect());
+            let mut blocks = reader.stored.whole();
             let mut hasher = crate::digest::Hasher::new();
             let mut failed = None;
             while let Some(block) = blocks.recv().await {
@@ -300,7 +300,7 @@ impl Work<'_> {
             self.catalog.watch.clone(),
         );
         self.report.stored_read += size;
-        let mut blocks = reader.spawn(std::iter::once(0..size).collect());
+        let mut blocks = reader.whole();
         while let Some(block) = blocks.recv().await {
             if let Err(error) = block {
                 self.problem(sink, key, error);

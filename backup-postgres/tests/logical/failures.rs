@@ -165,8 +165,7 @@ async fn dropping_or_cancelling_at_any_moment_leaves_nothing_on_the_server() {
     for format in FORMATS {
         for after in [0, 1, 3, 10] {
             let cancelled = CancellationToken::new();
-            let request =
-                SnapshotRequest { parent: None, selection: Selection::all(), cancelled: cancelled.clone() };
+            let request = SnapshotRequest { cancelled: cancelled.clone(), ..SnapshotRequest::full() };
             let source = PgDump::connect(server.url("postgres")).unwrap().format(format);
             let mut snapshot = source.snapshot(request).await.unwrap();
             let mut artifact = snapshot.next().await.unwrap().unwrap();

@@ -310,7 +310,7 @@ impl<'a> Work<'a> {
         let options =
             PutOptions::overwrite(part.kind).size_hint(Some(object.size)).retain_until(self.lock_until());
         let mut fanout = Fanout::open(to, &key, &options, self.inner.patience, watch);
-        let mut blocks = reader.spawn(std::iter::once(0..object.size).collect());
+        let mut blocks = reader.whole();
         let mut hasher = Hasher::new();
         while let Some(block) = blocks.recv().await {
             let block = block.map_err(Trouble::Reading)?;

@@ -24,13 +24,13 @@ const FINISHING: TimeDelta = TimeDelta::minutes(10);
 
 /// An object of a backup beside its manifest and key wraps.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
-    pub(super) object: StoredObject,
-    pub(super) kind: ObjectKind,
+pub(in crate::repository) struct Part {
+    pub(in crate::repository) object: StoredObject,
+    pub(in crate::repository) kind: ObjectKind,
 }
 
 /// The parts of a backup, data first.
-pub(super) fn parts(manifest: &Manifest) -> Vec<Part> {
+pub(in crate::repository) fn parts(manifest: &Manifest) -> Vec<Part> {
     let mut parts = Vec::new();
     let artifacts = manifest.artifacts.iter().map(|artifact| (&artifact.stored, ObjectKind::Data));
     for (object, kind) in artifacts.chain([(&manifest.details, ObjectKind::Index)]) {
@@ -42,6 +42,7 @@ pub(super) fn parts(manifest: &Manifest) -> Vec<Part> {
                 sha256: index.sha256,
                 plain_size: None,
                 index: None,
+                written_as: None,
             };
             parts.push(Part { object, kind: ObjectKind::Index });
         }
