@@ -3,6 +3,7 @@
 //! Layout: the marker `@repository.json`, the staging directory `@staging`, and the objects, one file each, at the path
 //! their key spells. No key holds an `@`, so neither name can be an object.
 
+mod copy;
 mod dirs;
 mod list;
 mod marker;
@@ -221,6 +222,12 @@ impl Sink for LocalSink {
 
     async fn space(&self) -> Result<Option<Space>> {
         self.run(|root| root.space().map(Some)).await
+    }
+
+    /// A hard link: objects never change, so that it is as good as a copy, and takes no space.
+    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
+        let (from, to) = (from.clone(), to.clone());
+        self.run(move |root| copy::copy(root, &from, &to, options.mode)).await
     }
 
     async fn sweep(&self, older_than: Duration) -> Result<u64> {

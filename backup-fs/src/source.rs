@@ -9,6 +9,8 @@ use crate::config::{Config, DirectorySourceBuilder, Root};
 
 mod assemble;
 mod attributes;
+mod cursor;
+mod earlier;
 mod entry;
 pub(crate) mod filter;
 mod notes;
@@ -72,6 +74,14 @@ mod walk;
 /// parent has them. Files that had changed within two seconds before they were read last time are read again, as
 /// their times cannot tell. Everything else takes no room worth saving and is always archived.
 ///
+/// # Resuming
+///
+/// Archives of full backups are independent: a run that [resumes](backup_core::Backup::resume) takes over each that holds
+/// exactly the entries between its first and its last that are there now, with the same size, mtime, ctime, inode, owner
+/// and mode. The tree is walked for that once more before the backup; entries that are taken over are taken as they were at
+/// that moment. An archive is not taken over if it holds hard links or what had changed within two seconds
+/// before it was read.
+///
 /// # Items
 ///
 /// One per entry, in archive order. `attributes`: `mode` (permission bits), `uid`, `gid`, `user`, `group` (where
@@ -117,5 +127,9 @@ impl Source for DirectorySource {
 
     async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Box<dyn Snapshot>> {
         snapshot::begin(Arc::clone(&self.config), request)
+    }
+
+    async fn unchanged(&self, request: SnapshotRequest<'_>) -> Result<Vec<usize>> {
+        snapshot::unchanged(Arc::clone(&self.config), request).await
     }
 }

@@ -1,15 +1,18 @@
 //! From what was found to members, items and proofs, in archive order.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::{
-    Digest, Error, Item, ItemKind, ItemPath, ItemProof, ItemSpool, Proof, Proofs, Recipe, Result,
-    SourceReport,
+    Digest, Earlier, Error, Finished, Item, ItemKind, ItemPath, ItemProof, ItemSpool, Proof, Proofs, Recipe,
+    Result, SourceReport,
 };
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::attributes;
+use super::cursor::Cursor;
+use super::earlier::Span;
 use super::entry::{Found, Meta, Place, Problem, SMALL, open, read_small, settle};
 use super::notes::Notes;
 use super::output::{Output, stopped};
@@ -64,8 +67,28 @@ pub(crate) struct Assembler {
     /// Inodes with names still to come: memory grows with these only.
     links: HashMap<(u64, u64), FirstName>,
     notes: Notes,
+    /// The items of ended archives, and what they prove.
     items: ItemSpool,
     proof: Proof,
+    part: Part,
+    /// What ended archives hold, where later runs may take them over.
+    finished: Option<Archives>,
+    /// Those that this run takes over.
+    earlier: Vec<Earlier>,
+}
+
+/// What archives hold, by name.
+pub(crate) type Archives = Arc<Mutex<BTreeMap<String, Finished>>>;
+
+/// What the open archive holds.
+#[derive(Debug, Default)]
+struct Part {
+    items: ItemSpool,
+    proof: Proof,
+    /// Its first and last entry.
+    ends: Option<(ItemPath, ItemPath)>,
+    /// It holds something that another run could not take for unchanged.
+    unclear: bool,
 }
 
 impl Assembler {
@@ -77,7 +100,23 @@ impl Assembler {
             notes: Notes::default(),
             items: ItemSpool::new(),
             proof: Proof::empty(),
+            part: Part::default(),
+            finished: None,
+            earlier: Vec::new(),
         }
+    }
+
+    /// Tells what archives hold, so that later runs can take them over.
+    pub(crate) fn telling(mut self, finished: Archives) -> Self {
+        self.finished = Some(finished);
+        self
+    }
+
+    /// Takes over archives.
+    pub(crate) fn with(mut self, earlier: Vec<Earlier>) -> Self {
+        self.out.spare(earlier.iter().map(|earlier| earlier.meta.name.as_ref()));
+        self.earlier = earlier;
+        self
     }
 
     /// Writes everything that comes through the window.
@@ -87,6 +126,7 @@ impl Assembler {
         loop {
             window.take(&mut batch).map_err(|_| stopped())?;
             if batch.is_empty() {
+                self.end_part()?;
                 return self.out.finish();
             }
             while let Some(looked) = batch.pop_front() {
@@ -162,12 +202,58 @@ impl Assembler {
                 self.notes.device(&path);
                 Ok(())
             }
+            Found::Earlier(number) => self.take_over(number),
             Found::Note(warning) => {
                 self.notes.warn(warning);
                 Ok(())
             }
             Found::Problem(problem) => self.notes.problem(&path, &problem),
         }
+    }
+
+    /// Everything that an archive of an earlier run holds, in its place.
+    fn take_over(&mut self, number: usize) -> Result<()> {
+        let Some(earlier) = self.earlier.get(number).cloned() else { return Ok(()) };
+        self.end_part()?;
+        self.out.end_archive()?;
+        self.out.earlier(earlier.meta)?;
+        let (handle, cancelled) = self.out.context();
+        let mut items = Cursor::new(earlier.items.stream(), handle, cancelled);
+        while let Some(item) = items.take()? {
+            self.notes.count(&item);
+            if let Some(proof) = &item.proof {
+                self.proof.merge(&proof.proof);
+            }
+            self.items.push(&item)?;
+        }
+        Ok(())
+    }
+
+    /// What the open archive holds is complete. To be called before its stream ends.
+    fn end_part(&mut self) -> Result<()> {
+        let part = std::mem::take(&mut self.part);
+        self.items.append(&part.items)?;
+        self.proof.merge(&part.proof);
+        if let (Some(finished), Some(name), Some((first, last)), false) =
+            (&self.finished, self.out.name(), part.ends, part.unclear)
+        {
+            let proofs = Proofs::from([(PROOF_NAME.to_owned(), part.proof)]);
+            let told = Finished { state: Span::new(first, last).state(), items: part.items, proofs };
+            finished.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), told);
+        }
+        Ok(())
+    }
+
+    /// Adds an item to what the open archive holds.
+    fn push(&mut self, item: &Item) -> Result<()> {
+        if let Some(proof) = &item.proof {
+            self.part.proof.merge(&proof.proof);
+        }
+        match &mut self.part.ends {
+            Some((_, last)) => last.clone_from(&item.path),
+            none => *none = Some((item.path.clone(), item.path.clone())),
+        }
+        self.part.items.push(item)
     }
 
     /// A member without content.
@@ -282,10 +368,9 @@ impl Assembler {
         self.notes.bytes += meta.size;
         self.notes.unchanged_bytes += meta.size;
         self.remember(item.path.as_bytes(), meta);
-        if let Some(proof) = &item.proof {
-            self.proof.merge(&proof.proof);
-        }
-        self.items.push(item)
+        // It lies in another backup.
+        self.part.unclear = true;
+        self.push(item)
     }
 
     /// If an earlier name of the inode was archived, archives this one as a hard link.
@@ -336,7 +421,11 @@ impl Assembler {
         };
         let headers = member.headers();
         let length = member.length(headers.len());
-        let (artifact, offset) = self.out.begin_member(length)?;
+        if self.out.is_full(length) {
+            self.end_part()?;
+            self.out.end_archive()?;
+        }
+        let (artifact, offset) = self.out.begin_member()?;
         self.out.write(&headers)?;
         Ok(Written { artifact, offset, length })
     }
@@ -374,6 +463,12 @@ impl Assembler {
             },
         };
         let proof = canonical.proof();
+        // Further names refer to earlier archives, and times that cannot tell one change from the next tell nothing.
+        self.part.unclear |= kind == ItemKind::HardLink
+            || (kind != ItemKind::Directory && meta.links > 1)
+            || meta.racy
+            || meta.hidden_xattrs
+            || attributes.contains_key(CHANGED);
         if kind == ItemKind::File {
             self.notes.files += 1;
             self.notes.bytes += size;
@@ -390,8 +485,7 @@ impl Assembler {
                 self.notes.hidden_xattrs(path);
             }
         }
-        self.proof.merge(&proof);
-        self.items.push(&Item {
+        self.push(&Item {
             path: ItemPath::new(path),
             kind,
             origin: None,

@@ -106,6 +106,8 @@ pub(crate) enum Found {
     },
     Socket,
     Device,
+    /// Everything that an archive of an earlier run holds: that of this number among those that are taken over.
+    Earlier(usize),
     /// Nothing to archive: something to tell.
     Note(Warning),
     Problem(Problem),

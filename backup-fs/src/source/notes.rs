@@ -1,6 +1,6 @@
 //! What a backup of files has to tell: counts, warnings, and what could not be read.
 
-use backup_core::{Error, ErrorKind, ItemPath, Result, Warning};
+use backup_core::{Error, ErrorKind, Item, ItemKind, ItemPath, Result, Warning};
 use serde_json::{Map, Value, json};
 
 use super::entry::Problem;
@@ -40,6 +40,21 @@ impl Notes {
             self.warnings.push(warning);
         } else {
             self.unlisted += 1;
+        }
+    }
+
+    /// An entry that lies in an archive that is taken over.
+    pub(crate) fn count(&mut self, item: &Item) {
+        match item.kind {
+            ItemKind::File => {
+                self.files += 1;
+                self.bytes += item.size;
+            }
+            ItemKind::Directory => self.directories += 1,
+            ItemKind::Symlink => self.symlinks += 1,
+            ItemKind::Fifo => self.fifos += 1,
+            // No archive with further names is taken over.
+            _ => {}
         }
     }
 

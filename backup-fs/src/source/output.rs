@@ -31,6 +31,8 @@ pub(crate) struct Output {
     number: u32,
     /// Plain bytes after which the next archive is begun.
     bound: u64,
+    /// Whether later runs may take over its archives.
+    independent: bool,
     handle: Handle,
     cancelled: CancellationToken,
 }
@@ -51,19 +53,54 @@ impl Output {
         handle: Handle,
         cancelled: CancellationToken,
     ) -> Self {
-        Self { artifacts, open: None, number: 0, bound, handle, cancelled }
+        Self { artifacts, open: None, number: 0, bound, independent: false, handle, cancelled }
     }
 
-    /// Makes room for a member of `length` bytes, in the open archive or a new one. Returns the archive's name and
-    /// the member's offset.
-    pub(crate) fn begin_member(&mut self, length: u64) -> Result<(String, u64)> {
+    /// Declares that later runs may take over its archives.
+    pub(crate) fn independent(mut self) -> Self {
+        self.independent = true;
+        self
+    }
+
+    /// Leaves the names of these archives to them.
+    pub(crate) fn spare<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        let numbers =
+            names.into_iter().filter_map(|name| name.strip_prefix(PREFIX)?.strip_prefix('-')?.parse().ok());
+        self.number = numbers.fold(self.number, u32::max);
+    }
+
+    /// The runtime, and what stops the run.
+    pub(crate) fn context(&self) -> (Handle, CancellationToken) {
+        (self.handle.clone(), self.cancelled.clone())
+    }
+
+    /// Whether the open archive is to be ended before a member of `length` bytes.
+    pub(crate) fn is_full(&self, length: u64) -> bool {
         let end = END.len() as u64;
         let full = |open: &Open| {
             open.offset > 0 && open.offset.saturating_add(length).saturating_add(end) > self.bound
         };
-        if self.open.as_ref().is_some_and(full) {
-            self.end_archive()?;
+        self.open.as_ref().is_some_and(full)
+    }
+
+    /// The name of the open archive.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.open.as_ref().map(|open| open.name.as_str())
+    }
+
+    /// Yields an archive that is taken over: nobody reads its stream.
+    pub(crate) fn earlier(&mut self, meta: ArtifactMeta) -> Result<()> {
+        let (_, stream) = mpsc::channel(1);
+        let artifacts = self.artifacts.clone();
+        if self.blocking(async move { artifacts.send((meta, stream)).await.is_ok() })? {
+            Ok(())
+        } else {
+            Err(stopped())
         }
+    }
+
+    /// Begins a member, in the open archive or a new one. Returns the archive's name and the member's offset.
+    pub(crate) fn begin_member(&mut self) -> Result<(String, u64)> {
         let open = self.archive()?;
         Ok((open.name.clone(), open.offset))
     }
@@ -131,7 +168,9 @@ impl Output {
 
     /// Ends the last archive. There is always one, even if it is empty.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        self.archive()?;
+        if self.number == 0 {
+            self.archive()?;
+        }
         self.end_archive()
     }
 
@@ -148,7 +187,8 @@ impl Output {
             self.number += 1;
             let name = format!("{PREFIX}-{:05}", self.number);
             let (chunks, stream) = mpsc::channel(QUEUE);
-            let meta = ArtifactMeta::new(name.clone(), ArtifactFormat::TAR);
+            let mut meta = ArtifactMeta::new(name.clone(), ArtifactFormat::TAR);
+            meta.independent = self.independent;
             let artifacts = self.artifacts.clone();
             if !self.blocking(async move { artifacts.send((meta, stream)).await.is_ok() })? {
                 return Err(stopped());
@@ -158,7 +198,11 @@ impl Output {
         self.open.as_mut().ok_or_else(|| Error::new(ErrorKind::Internal, "write archive"))
     }
 
-    fn end_archive(&mut self) -> Result<()> {
+    /// Ends the open archive, if there is one.
+    pub(crate) fn end_archive(&mut self) -> Result<()> {
+        if self.open.is_none() {
+            return Ok(());
+        }
         self.write(&END)?;
         self.flush()?;
         self.open = None;

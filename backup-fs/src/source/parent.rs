@@ -4,20 +4,14 @@
 //! the tree is enough: no map of millions of names. A list in another order only finds less.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
-use std::pin::pin;
 
-use backup_core::{CancellationToken, Error, Item, ItemKind, ParentReader, Result};
-use futures::StreamExt as _;
-use futures::future::{Either, select};
-use futures::stream::{BoxStream, ReadyChunks};
+use backup_core::{CancellationToken, Item, ItemKind, ParentReader, Result};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use super::cursor::Cursor;
 use super::entry::Meta;
 
-/// Items fetched at once.
-const CHUNK: usize = 256;
 /// Version of what [`is_unchanged`] relies on in items.
 const FORMAT: u64 = 1;
 
@@ -32,13 +26,8 @@ pub(crate) fn state() -> Value {
 }
 
 /// A cursor over the parent's items.
-pub(crate) struct Parent {
-    items: ReadyChunks<BoxStream<'static, Result<Item>>>,
-    fetched: VecDeque<Item>,
-    ended: bool,
-    handle: Handle,
-    cancelled: CancellationToken,
-}
+#[derive(Debug)]
+pub(crate) struct Parent(Cursor);
 
 impl Parent {
     /// A cursor, if this version understands what the parent left.
@@ -50,69 +39,36 @@ impl Parent {
         if parent.state()?.get("format")?.as_u64()? != FORMAT {
             return None;
         }
-        Some(Self {
-            items: parent.items().ready_chunks(CHUNK),
-            fetched: VecDeque::new(),
-            ended: false,
-            handle,
-            cancelled,
-        })
+        Some(Self(Cursor::new(parent.items(), handle, cancelled)))
     }
 
     /// The parent's item at `path`, passing over all before it. Blocks: not for a thread of the runtime.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<Item>> {
         loop {
-            match self.fetched.front().map(|item| order(item.path.as_bytes(), path)) {
-                Some(Ordering::Less) => drop(self.fetched.pop_front()),
-                Some(Ordering::Equal) => return Ok(self.fetched.pop_front()),
-                Some(Ordering::Greater) => return Ok(None),
-                None if self.ended => return Ok(None),
-                None => self.fetch()?,
+            match self.0.peek()?.map(|item| order(item.path.as_bytes(), path)) {
+                Some(Ordering::Less) => drop(self.0.take()?),
+                Some(Ordering::Equal) => return self.0.take(),
+                Some(Ordering::Greater) | None => return Ok(None),
             }
         }
-    }
-
-    fn fetch(&mut self) -> Result<()> {
-        let next = pin!(self.items.next());
-        let cancelled = pin!(self.cancelled.cancelled());
-        let chunk = match self.handle.block_on(select(next, cancelled)) {
-            Either::Left((chunk, _)) => chunk,
-            Either::Right(_) => return Err(Error::cancelled("read parent backup")),
-        };
-        match chunk {
-            None => self.ended = true,
-            Some(chunk) => {
-                for item in chunk {
-                    match item {
-                        Ok(item) => self.fetched.push_back(item),
-                        Err(error) => {
-                            self.ended = true;
-                            return Err(error);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for Parent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parent").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
 /// Whether a regular file is what the parent's item recorded: same size, mtime, ctime and inode. The device is left
 /// aside, because its number changes when disks are found in another order.
 pub(crate) fn is_unchanged(item: &Item, meta: &Meta) -> bool {
-    let number = |name: &str| item.attributes.get(name);
     item.kind == ItemKind::File
         && item.origin.is_some()
         && item.sha256.is_some()
         && item.proof.is_some()
         && item.size == meta.size
-        && number("mtime").and_then(Value::as_i64) == Some(meta.mtime.as_nanos())
+        && has_times_of(item, meta)
+}
+
+/// Whether an item has mtime, ctime and inode of an entry, and these can tell that nothing changed.
+pub(crate) fn has_times_of(item: &Item, meta: &Meta) -> bool {
+    let number = |name: &str| item.attributes.get(name);
+    number("mtime").and_then(Value::as_i64) == Some(meta.mtime.as_nanos())
         && number("ctime").and_then(Value::as_i64) == Some(meta.ctime.as_nanos())
         && number("inode").and_then(Value::as_u64) == Some(meta.inode)
         && number(RACY).is_none()

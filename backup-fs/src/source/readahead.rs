@@ -88,6 +88,33 @@ pub(crate) struct Window {
     room: Condvar,
 }
 
+/// Where a walk puts what it finds, in archive order.
+pub(crate) trait Entries: std::fmt::Debug {
+    /// An entry that is to be looked at.
+    fn push(&self, job: Job) -> Result<(), Stopped>;
+    /// An entry the walk itself has looked at.
+    fn push_found(&self, path: Vec<u8>, found: Found) -> Result<(), Stopped>;
+    /// Nothing more will come.
+    fn complete(&self);
+    /// The walk failed.
+    fn stop(&self);
+}
+
+impl Entries for Window {
+    fn push(&self, job: Job) -> Result<(), Stopped> {
+        self.push(job)
+    }
+    fn push_found(&self, path: Vec<u8>, found: Found) -> Result<(), Stopped> {
+        self.push_found(path, found)
+    }
+    fn complete(&self) {
+        self.complete();
+    }
+    fn stop(&self) {
+        self.stop();
+    }
+}
+
 /// The window was stopped: the run is over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stopped;

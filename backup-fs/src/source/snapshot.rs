@@ -1,17 +1,18 @@
 //! A backup of files in progress: the threads behind it, and the [`Snapshot`] in front.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, Builder};
 
 use backup_core::{
-    Artifact, CancellationToken, Error, ErrorKind, Outcome, Result, Selection, Snapshot, SnapshotRequest,
-    SourceReport, async_trait,
+    Artifact, CancellationToken, Error, ErrorKind, Finished, Outcome, Result, Selection, Snapshot,
+    SnapshotRequest, SourceReport, async_trait,
 };
 use futures::StreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::assemble::Assembler;
+use super::assemble::{Archives, Assembler};
+use super::earlier::{Comparison, Span, Spliced, spans};
 use super::output::{Announced, Output};
 use super::parent::Parent;
 use super::readahead::Window;
@@ -27,10 +28,20 @@ pub(crate) fn begin(config: Arc<Config>, request: SnapshotRequest<'_>) -> Result
     let cancelled = request.cancelled.child_token();
     let (announce, artifacts) = mpsc::channel(1);
     let (report, done) = oneshot::channel();
+    let parent = request.parent.and_then(|parent| Parent::open(parent, handle.clone(), cancelled.clone()));
+    let output = Output::new(announce, config.artifact_size, handle, cancelled.clone());
+    let finished = Archives::default();
+    let assembler = match parent {
+        // What an incremental leaves out lies in other backups: its archives mean nothing without them.
+        Some(_) => Assembler::new(output),
+        None => Assembler::new(output.independent()).telling(Arc::clone(&finished)),
+    };
+    let spans = spans(&request.earlier);
     let job = Job {
-        parent: request.parent.and_then(|parent| Parent::open(parent, handle.clone(), cancelled.clone())),
+        parent,
         selection: request.selection,
-        output: Output::new(announce, config.artifact_size, handle, cancelled.clone()),
+        assembler: assembler.with(request.earlier),
+        spans,
         cancelled: cancelled.clone(),
         config,
     };
@@ -39,7 +50,22 @@ pub(crate) fn begin(config: Arc<Config>, request: SnapshotRequest<'_>) -> Result
         // Nobody may be there to hear it.
         .spawn(move || drop(report.send(job.run())))
         .map_err(|e| Error::io(OPERATION, e))?;
-    Ok(Box::new(DirectorySnapshot { artifacts, done: Some(done), report: None, cancelled }))
+    Ok(Box::new(DirectorySnapshot { artifacts, done: Some(done), report: None, finished, cancelled }))
+}
+
+/// Which archives of an earlier run hold what a walk meets now.
+pub(crate) async fn unchanged(config: Arc<Config>, request: SnapshotRequest<'_>) -> Result<Vec<usize>> {
+    let (handle, cancelled) = (Handle::current(), request.cancelled.child_token());
+    // Nobody waits for the walk any more when this is dropped.
+    let _stop = cancelled.clone().drop_guard();
+    let (selection, earlier) = (request.selection, request.earlier);
+    let walk = tokio::task::spawn_blocking(move || {
+        let comparison = Comparison::new(&earlier, handle, cancelled.clone());
+        let (window, cancelled) = (&comparison, &cancelled);
+        Walker { config: &config, selection: &selection, window, parent: None, cancelled }.run()?;
+        Ok(comparison.same())
+    });
+    walk.await.map_err(|e| Error::new(ErrorKind::Internal, OPERATION).caused_by(e))?
 }
 
 /// What the thread behind a snapshot works on.
@@ -48,17 +74,23 @@ struct Job {
     config: Arc<Config>,
     selection: Selection,
     parent: Option<Parent>,
-    output: Output,
+    assembler: Assembler,
+    spans: Vec<(usize, Span)>,
     cancelled: CancellationToken,
 }
 
 impl Job {
     fn run(self) -> Result<SourceReport> {
-        let Self { config, selection, parent, output, cancelled } = self;
+        let Self { config, selection, parent, mut assembler, spans, cancelled } = self;
         let window = Window::new(config.read_ahead);
-        let mut assembler = Assembler::new(output);
-        let walker =
-            Walker { config: &config, selection: &selection, window: &window, parent, cancelled: &cancelled };
+        let spliced = Spliced::new(&window, spans);
+        let walker = Walker {
+            config: &config,
+            selection: &selection,
+            window: &spliced,
+            parent,
+            cancelled: &cancelled,
+        };
         let result = thread::scope(|scope| {
             // However this ends, the other threads must not wait for it.
             let _stop = StopAtEnd(&window);
@@ -110,6 +142,7 @@ struct DirectorySnapshot {
     done: Option<oneshot::Receiver<Result<SourceReport>>>,
     /// From then on, until `finish`.
     report: Option<SourceReport>,
+    finished: Archives,
     cancelled: CancellationToken,
 }
 
@@ -127,6 +160,10 @@ impl Snapshot for DirectorySnapshot {
             self.report = Some(ended?);
         }
         Ok(None)
+    }
+
+    fn finished(&mut self, artifact: &str) -> Option<Finished> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner).remove(artifact)
     }
 
     async fn finish(&mut self) -> Result<SourceReport> {

@@ -16,7 +16,7 @@ use super::attributes;
 use super::entry::{Found, Meta, Place, Problem, open_directory};
 use super::filter::{CACHE_TAG, Rules, is_cache};
 use super::parent::Parent;
-use super::readahead::{Job, Stopped, Window};
+use super::readahead::{Entries, Job, Stopped};
 use crate::config::{Config, Root};
 
 /// Directories on the way down that are kept open; those above are opened again when the walk returns to them.
@@ -25,11 +25,11 @@ const OPERATION: &str = "read directory tree";
 
 /// Walks all roots. See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Walker<'a> {
+pub(crate) struct Walker<'a, E> {
     pub(crate) config: &'a Config,
     /// What the backup was asked for, besides what is configured.
     pub(crate) selection: &'a Selection,
-    pub(crate) window: &'a Window,
+    pub(crate) window: &'a E,
     pub(crate) parent: Option<Parent>,
     pub(crate) cancelled: &'a CancellationToken,
 }
@@ -67,7 +67,7 @@ impl From<Error> for Halt {
     }
 }
 
-impl Walker<'_> {
+impl<E: Entries> Walker<'_, E> {
     /// Walks to the end, or until the window is stopped.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut result = Ok(());
