@@ -176,14 +176,14 @@ async fn a_marker_that_ran_out_hinders_nothing_and_a_sweep_takes_the_rest() {
     let report = report.unwrap();
     assert_eq!((report.adopted, read), (3, names(3..ALL)));
     let far = Utc::now() + TimeDelta::days(5);
-    repo.sweep(SET).now(far).grace(Duration::from_secs(60)).await.unwrap().into_result().unwrap();
+    drop(repo.sweep(SET).now(far).grace(Duration::from_secs(60)).await.unwrap().into_result().unwrap());
     assert_eq!(ids(&sinks[0]), [report.id]);
     drop(repo.prune(SET, &KeepLast::new(1)).await.unwrap().into_result().unwrap());
     assert_whole(&sinks, &content, report.id, "after sweep and prune").await;
 
     // The sweep came first.
     let repo = over(swept.clone());
-    repo.sweep(SET).now(far).grace(Duration::from_secs(60)).await.unwrap().into_result().unwrap();
+    drop(repo.sweep(SET).now(far).grace(Duration::from_secs(60)).await.unwrap().into_result().unwrap());
     assert!(ids(&swept[0]).is_empty());
     let (report, read) = resume(&repo, &content).await;
     assert_eq!((report.unwrap().adopted, read.len()), (0, ALL));
