@@ -13,10 +13,12 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use backup_core::{
-    AesGcm, Digest, Gzip, Keyring, Repository, RepositoryBuilder, TransformSpec, Zstd, encode_segment,
+    AesGcm, Age, BackupKind, Digest, Gzip, Keyring, Repository, RepositoryBuilder, SigningKey, TransformSpec,
+    Until, Zstd, encode_segment,
 };
 use backup_fs::{DirectorySource, DirectoryTarget, LocalSink};
 use backup_testkit::tools::available;
+use backup_testkit::{FaultySink, LogFile, LogTarget, Operation, Rule};
 use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
@@ -24,24 +26,66 @@ const SET: &str = "golden/it's files";
 const KEY: [u8; 32] = *b"golden repositories hold no data";
 const PASSPHRASE: &str = "not a secret: golden";
 
-/// A case: its directory, its chain, what opens it, and how many backups it has; all but the first are incremental.
+const AGE_RECIPIENT: &str = "age1hzztvcamptqggk0499jlx0mg8uqh038slfavce4wzvjuu5ph9vxqrsj8n8";
+const AGE_IDENTITY: &str = "AGE-SECRET-KEY-1AE7YVYR9VZQ2TPR6EUW5ECNV26VKUTAY56VKD9EHMNTJDD7S2MQQKSJUW4";
+
+/// A case: its directory, its chain, what opens it, and how many backups it has.
 struct Case {
     name: &'static str,
     chain: &'static [&'static str],
     key: &'static str,
     backups: usize,
-    /// Bytes of text in the large files, and after how many an artifact is full.
-    large: usize,
+    what: What,
 }
 
-const CASES: [Case; 6] = [
-    Case { name: "plain", chain: &[], key: "none", backups: 1, large: 0 },
-    Case { name: "gzip", chain: &["gzip"], key: "none", backups: 1, large: 0 },
-    Case { name: "zstd-aes-key-file", chain: &["zstd", "aes"], key: "key-file", backups: 1, large: 0 },
-    Case { name: "gzip-aes-passphrase", chain: &["gzip", "aes"], key: "passphrase", backups: 1, large: 0 },
-    Case { name: "zstd-aes-incremental", chain: &["zstd", "aes"], key: "key-file", backups: 3, large: 0 },
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    /// A tree; all backups but the first are incremental.
+    Tree,
+    /// With files of so many bytes, each of which fills an artifact.
+    Large(usize),
+    /// Begun by a run that died, and taken over.
+    Resumed,
+    /// A full, and slices of the log after it.
+    Log,
+}
+
+const CASES: [Case; 10] = [
+    Case { name: "plain", chain: &[], key: "none", backups: 1, what: What::Tree },
+    Case { name: "gzip", chain: &["gzip"], key: "none", backups: 1, what: What::Tree },
+    Case {
+        name: "zstd-aes-key-file",
+        chain: &["zstd", "aes"],
+        key: "key-file",
+        backups: 1,
+        what: What::Tree,
+    },
+    Case {
+        name: "gzip-aes-passphrase",
+        chain: &["gzip", "aes"],
+        key: "passphrase",
+        backups: 1,
+        what: What::Tree,
+    },
+    Case {
+        name: "zstd-aes-incremental",
+        chain: &["zstd", "aes"],
+        key: "key-file",
+        backups: 3,
+        what: What::Tree,
+    },
     // Not compressed, because only objects of more than 4 MiB have an index.
-    Case { name: "plain-two-indexed", chain: &[], key: "none", backups: 1, large: 4_500_000 },
+    Case { name: "plain-two-indexed", chain: &[], key: "none", backups: 1, what: What::Large(4_500_000) },
+    Case { name: "zstd-age-incremental", chain: &["zstd", "age"], key: "age", backups: 3, what: What::Tree },
+    Case {
+        name: "zstd-aes-resumed",
+        chain: &["zstd", "aes"],
+        key: "key-file",
+        backups: 2,
+        what: What::Resumed,
+    },
+    Case { name: "plain-log", chain: &[], key: "none", backups: 4, what: What::Log },
+    Case { name: "gzip-aes-log", chain: &["gzip", "aes"], key: "key-file", backups: 4, what: What::Log },
 ];
 
 fn root() -> PathBuf {
@@ -58,6 +102,10 @@ fn builder(chain: &[&str], key: &str) -> RepositoryBuilder {
         "gzip" => builder.transform(Gzip::default()),
         "zstd" => builder.transform(Zstd::default()),
         "aes" => builder.transform(AesGcm::new(keyring())),
+        "age" => {
+            let age = Age::builder().recipient(AGE_RECIPIENT).identity(AGE_IDENTITY);
+            builder.transform(age.sign_with(SigningKey::from_seed(KEY).unwrap()).build().unwrap())
+        }
         other => panic!("no transform is known as `{other}`"),
     })
 }
@@ -119,6 +167,10 @@ fn make_tree(tree: &Path, n: usize, large: usize) {
         write(&format!("books/new-{n}.txt"), format!("written for backup {n}\n").as_bytes());
         write("changes.txt", format!("as of backup {n}\n").as_bytes());
     }
+    age_directories(tree, n);
+}
+
+fn age_directories(tree: &Path, n: usize) {
     for name in ["books", "."] {
         let directory = fs::File::open(tree.join(name)).unwrap();
         directory.set_permissions(PermissionsExt::from_mode(0o750)).unwrap();
@@ -126,23 +178,72 @@ fn make_tree(tree: &Path, n: usize, large: usize) {
     }
 }
 
-/// Writes one case.
-async fn write(case: &Case) {
-    let place = tempfile::tempdir().unwrap();
-    let tree = place.path().join("tree");
+/// A tree, backed up as often as it is changed.
+async fn write_trees(case: &Case, place: &Path, sink: &LocalSink) -> Vec<Value> {
+    let tree = place.join("tree");
     fs::create_dir(&tree).unwrap();
-    let sink = LocalSink::init(place.path().join("sink")).unwrap().named("golden");
-    let repo = builder(case.chain, case.key).sink(sink).build().unwrap();
-    let bound = if case.large > 0 { 5 << 20 } else { 1 << 30 };
+    let repo = builder(case.chain, case.key).sink(sink.clone()).build().unwrap();
+    let (large, bound) = if let What::Large(bytes) = case.what { (bytes, 5 << 20) } else { (0, 1 << 30) };
     let source = DirectorySource::builder().root(".", &tree).artifact_size(bound).build().unwrap();
     let mut backups = Vec::new();
     for n in 0..case.backups {
-        make_tree(&tree, n, case.large);
+        make_tree(&tree, n, large);
         // Younger files would be read again by the next incremental.
         tokio::time::sleep(Duration::from_millis(if case.backups > 1 { 3_100 } else { 0 })).await;
-        let done = repo.backup(SET, &source).incremental().label("case", case.name).await.unwrap();
+        if case.what == What::Resumed && n == 0 {
+            // An archive with further names is not taken over.
+            fs::remove_file(tree.join("books/one again.txt")).unwrap();
+            age_directories(&tree, n);
+            tokio::time::sleep(Duration::from_millis(3_100)).await;
+            // It dies before its details: marker, key, archive, and the two notes on that are there.
+            let dying = FaultySink::new(sink.clone());
+            dying.arm(Rule::nth(6).on(Operation::Create).times(u64::MAX));
+            let dying = builder(case.chain, case.key).sink(dying).retries(0, Duration::ZERO).build().unwrap();
+            dying.backup(SET, &source).resume().await.unwrap_err();
+        }
+        let done = repo.backup(SET, &source).incremental().resume().label("case", case.name).await.unwrap();
+        assert_eq!(done.adopted, usize::from(case.what == What::Resumed && n == 0));
         backups.push(json!({ "id": done.id, "tree": listing(&tree) }));
     }
+    backups
+}
+
+/// The state of a datastore, and slices of its log.
+async fn write_log(case: &Case, place: &Path, sink: &LocalSink) -> Vec<Value> {
+    let repo = builder(case.chain, case.key).sink(sink.clone()).build().unwrap();
+    fs::create_dir(place.join("log")).unwrap();
+    let log = LogFile::create(place.join("log"));
+    log.append("before the backup");
+    let base = repo.backup(SET, &log.state()).label("case", case.name).await.unwrap();
+    let mut backups = vec![json!({ "id": base.id, "text": log.text_of(log.len()) })];
+    for n in 1..case.backups {
+        let before = log.len();
+        for line in 0..n {
+            log.append(&format!("line {line} of slice {n}"));
+        }
+        if n == 2 {
+            log.rotate();
+        }
+        // Ids of one second have no order.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let source = log.source();
+        let done = repo.follow(SET, &source).slice(Duration::from_millis(1), 1 << 20).once().await.unwrap();
+        assert_eq!(done.slices, 1, "{done:?}");
+        let all = log.text_of(log.len());
+        let newest = repo.backups(SET).await.unwrap()[0].id;
+        backups.push(json!({ "id": newest, "text": all[log.text_of(before).len()..] }));
+    }
+    backups
+}
+
+/// Writes one case.
+async fn write(case: &Case) {
+    let place = tempfile::tempdir().unwrap();
+    let sink = LocalSink::init(place.path().join("sink")).unwrap().named("golden");
+    let backups = match case.what {
+        What::Log => write_log(case, place.path(), &sink).await,
+        _ => write_trees(case, place.path(), &sink).await,
+    };
     let directory = root().join(case.name);
     fs::create_dir_all(&directory).unwrap();
     let text = json!({ "set": SET, "chain": case.chain, "key": case.key, "backups": backups });
@@ -180,12 +281,18 @@ fn by_hand(
     items: usize,
     chain: &[TransformSpec],
 ) -> Option<PathBuf> {
-    let encrypted = case["key"] != "none";
+    let age = case["key"] == "age";
+    let encrypted = case["key"] != "none" && !age;
+    if age && !available("age", "age", &["--version"], "golden repositories") {
+        return None;
+    }
     if encrypted && !available("python", "python3", &["-c", "import cryptography"], "golden repositories") {
         return None;
     }
     let key_file = place.join("key");
     fs::write(&key_file, KEY).unwrap();
+    let identity = place.join("identity");
+    fs::write(&identity, AGE_IDENTITY).unwrap();
     let option = match case["key"].as_str().unwrap() {
         "passphrase" => "--passphrase-env GOLDEN_PASSPHRASE".to_owned(),
         _ => format!("--key-file {}", key_file.display()),
@@ -194,6 +301,7 @@ fn by_hand(
         let command = command
             .current_dir(stored)
             .env("GOLDEN_PASSPHRASE", PASSPHRASE)
+            .env("BACKUP_IDENTITY", &identity)
             .env("BACKUP_KEY_OPTION", &option);
         let out = command.output().unwrap();
         assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -213,7 +321,11 @@ fn by_hand(
         let lines = String::from_utf8(details).unwrap();
         assert_eq!(lines.lines().count(), items + 1, "a head and a line for each item");
     }
-    Some(stored.join("restored"))
+    Some(stored.to_owned())
+}
+
+fn text(tree: &Value) -> &str {
+    tree["text"].as_str().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,20 +357,39 @@ async fn every_golden_repository_is_listed_verified_restored_and_opened_by_hand(
             assert!(verified.is_intact(), "{name}: {:?}", verified.problems);
             let contents = repo.contents(set, backup.id).await.unwrap();
             let items = contents.items().try_fold(0, |n, _| std::future::ready(Ok(n + 1))).await.unwrap();
+            let id = backup.id.to_string();
+            let mut stored = set
+                .split('/')
+                .fold(place.path().join("sink"), |at, part| at.join(encode_segment(part.as_bytes())));
+            if let BackupKind::Log { from, to, .. } = &backup.kind {
+                stored = stored.join("log").join(format!("{from}-{to}-{id}"));
+            } else {
+                stored = stored.join(&id);
+            }
+            let chain = &contents.manifest().chain;
+            let restored = by_hand(&case, place.path(), &stored, &id, items, chain);
+            if expected["tree"].is_null() {
+                // A state or a slice of a log: lines.
+                let lines = restored.map(|stored| fs::read_to_string(stored.join("state.lines")).unwrap());
+                assert!(lines.is_none_or(|lines| lines == text(expected)), "{name}: RESTORE.txt");
+                continue;
+            }
             let tree: BTreeMap<String, String> = serde_json::from_value(expected["tree"].clone()).unwrap();
             // The nameless root is an item, too.
             assert_eq!(items, tree.len() + 1, "{name}");
             let back = place.path().join(format!("back-{}", backup.id));
             repo.restore(set).id(backup.id).into(&DirectoryTarget::new(&back)).await.unwrap();
             assert_eq!(listing(&back), tree, "{name}");
-            let id = backup.id.to_string();
-            let stored = set
-                .split('/')
-                .fold(place.path().join("sink"), |at, part| at.join(encode_segment(part.as_bytes())));
-            let chain = &contents.manifest().chain;
-            if let Some(restored) = by_hand(&case, place.path(), &stored.join(&id), &id, items, chain) {
-                assert_eq!(listing(&restored), tree, "{name}: RESTORE.txt");
+            if let Some(stored) = restored {
+                assert_eq!(listing(&stored.join("restored")), tree, "{name}: RESTORE.txt");
             }
+        }
+        if expected.iter().any(|backup| backup["tree"].is_null()) {
+            let target = LogTarget::new();
+            repo.restore(set).until(Until::End).into(&target).await.unwrap();
+            assert_eq!(target.text().unwrap(), expected.iter().map(text).collect::<String>(), "{name}");
+            let ranges = repo.pitr_ranges(set).await.unwrap();
+            assert!(ranges.gaps.is_empty() && ranges.len() == 1, "{name}: {ranges}");
         }
     }
 }
@@ -278,9 +409,14 @@ fn the_golden_repositories_are_what_their_names_say_and_small() {
         let names = String::from_utf8(out.unwrap().stdout).unwrap();
         let count = |end: &str| names.lines().filter(|line| line.ends_with(end)).count();
         assert_eq!(count("/manifest.json"), case.backups, "{}", case.name);
-        assert_eq!(count("/RANGES"), case.backups - 1, "{}", case.name);
-        assert_eq!(count(".idx"), if case.large > 0 { 2 } else { 0 }, "{}", case.name);
-        assert_eq!(count("/decrypt.py") > 0, case.key != "none", "{}", case.name);
+        let log = case.what == What::Log;
+        assert_eq!(count("/RANGES"), if log { 0 } else { case.backups - 1 }, "{}", case.name);
+        let slices = names.lines().filter(|line| line.contains("/log/") && line.ends_with("/manifest.json"));
+        assert_eq!(slices.count(), if log { case.backups - 1 } else { 0 }, "{}", case.name);
+        let indexes = if matches!(case.what, What::Large(_)) { 2 } else { 0 };
+        assert_eq!(count(".idx"), indexes, "{}", case.name);
+        assert_eq!(count("/decrypt.py") > 0, case.chain.contains(&"aes"), "{}", case.name);
+        assert_eq!(count(".age") > 0, case.key == "age", "{}", case.name);
     }
-    assert!(total < 300 * 1024, "{total} bytes");
+    assert!(total < 500 * 1024, "{total} bytes");
 }

@@ -153,7 +153,8 @@ fn a_killed_backup_goes_on_where_it_was() {
     if let Some(child) = Crash::child() {
         let dir = PathBuf::from(child.var("dir"));
         let [one, two] = sinks(&dir);
-        let repo = over::<Arc<dyn Sink>>([Arc::new(child.sink(one)), Arc::new(two)]);
+        let both: [Arc<dyn Sink>; 2] = [Arc::new(child.sink(one)), Arc::new(two)];
+        let repo = over(both);
         runtime.block_on(async { repo.backup(SET, &source(&dir)).resume().await.unwrap() });
         return;
     }
@@ -189,7 +190,8 @@ fn a_killed_backup_goes_on_where_it_was() {
         runtime.block_on(assert_whole(dir.path(), &seen, &format!("killed at call {at}")));
     }
     assert_eq!(adopted[0], 0, "{adopted:?}");
-    assert!(*adopted.last().unwrap() >= 5, "most was finished when the last was killed: {adopted:?}");
+    // The last ones may have been killed after their manifest.
+    assert!(adopted.iter().max() >= Some(&9), "{adopted:?}");
 }
 
 type Change = (&'static str, fn(&Path));

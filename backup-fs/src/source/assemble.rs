@@ -218,7 +218,7 @@ impl Assembler {
         self.out.end_archive()?;
         self.out.earlier(earlier.meta)?;
         let (handle, cancelled) = self.out.context();
-        let mut items = Cursor::new(earlier.items.stream(), handle, cancelled);
+        let mut items = Cursor::of(earlier.items.as_ref(), handle, cancelled);
         while let Some(item) = items.take()? {
             self.notes.count(&item);
             if let Some(proof) = &item.proof {

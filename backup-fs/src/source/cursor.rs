@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 
-use backup_core::{CancellationToken, Error, Item, Result};
+use backup_core::{CancellationToken, Error, Item, ItemList, Result};
 use futures::StreamExt as _;
 use futures::future::{Either, select};
 use futures::stream::{BoxStream, ReadyChunks};
@@ -28,6 +28,16 @@ impl Cursor {
         cancelled: CancellationToken,
     ) -> Self {
         Self { items: items.ready_chunks(CHUNK), fetched: VecDeque::new(), ended: false, handle, cancelled }
+    }
+
+    /// The items of a list.
+    pub(crate) fn of(list: &dyn ItemList, handle: Handle, cancelled: CancellationToken) -> Self {
+        let items = {
+            // A stream of items may begin tasks, and this need not be a thread of the runtime.
+            let _within = handle.enter();
+            list.stream()
+        };
+        Self::new(items, handle, cancelled)
     }
 
     /// The next item, which stays the next. Blocks: not for a thread of the runtime.

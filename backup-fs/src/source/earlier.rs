@@ -102,7 +102,7 @@ impl<'a> Comparison<'a> {
             if state.current.is_none() {
                 let Some(number) = state.ahead.pop_front() else { return };
                 let Some(earlier) = self.earlier.get(number) else { continue };
-                let items = Cursor::new(earlier.items.stream(), self.handle.clone(), self.cancelled.clone());
+                let items = Cursor::of(earlier.items.as_ref(), self.handle.clone(), self.cancelled.clone());
                 state.current = Some(Current { number, items, begun: false });
             }
             let Some(current) = &mut state.current else { return };
