@@ -50,7 +50,7 @@ enum What {
     Log,
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 9] = [
     Case { name: "plain", chain: &[], key: "none", backups: 1, what: What::Tree },
     Case { name: "gzip", chain: &["gzip"], key: "none", backups: 1, what: What::Tree },
     Case {
@@ -84,7 +84,6 @@ const CASES: [Case; 10] = [
         backups: 2,
         what: What::Resumed,
     },
-    Case { name: "plain-log", chain: &[], key: "none", backups: 4, what: What::Log },
     Case { name: "gzip-aes-log", chain: &["gzip", "aes"], key: "key-file", backups: 4, what: What::Log },
 ];
 
