@@ -8,6 +8,7 @@ mod copy;
 mod inspect;
 mod report;
 mod ring;
+mod store_copy;
 mod wraps;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -122,34 +122,39 @@ impl Upload {
         Ok(())
     }
 
-    /// Waits for every part and makes the object of them visible. `token` and `size` settle a lost reply.
-    pub(super) async fn complete(&mut self, token: &str, size: u64) -> Result<()> {
-        self.wait_below(0).await?;
-        let completed = match &mut self.remote {
+    /// Waits for every part.
+    pub(super) async fn arrived(&mut self) -> Result<()> {
+        self.wait_below(0).await
+    }
+
+    /// Makes the object of all parts visible, once.
+    pub(super) async fn complete(&mut self) -> Result<(), object_store::Error> {
+        match &mut self.remote {
             Some(Remote::Parts { store, id }) => {
-                let parts = std::mem::take(&mut self.done).into_values().collect();
+                let parts = self.done.values().cloned().collect();
                 store.complete_multipart(&self.path, id, parts).await.map(drop)
             }
             Some(Remote::Whole(upload)) => {
                 upload.get_mut().unwrap_or_else(PoisonError::into_inner).complete().await.map(drop)
             }
-            None => return Err(Error::new(ErrorKind::Internal, OPERATION).message("the upload has ended")),
-        };
-        let settled = match completed {
-            Ok(()) => Ok(()),
-            // A reply may be lost: then the repeated request finds no upload, and the object is there.
-            Err(e) => match self.shared.find(&self.path).await {
-                Ok(found) if found.writer.as_deref() == Some(token) && found.meta.size == size => Ok(()),
-                _ => Err(self.completion_error(&e)),
-            },
-        };
-        if settled.is_ok() {
-            self.remote = None;
+            None => Err(object_store::Error::NotFound {
+                path: self.path.to_string(),
+                source: "the upload has ended".into(),
+            }),
         }
-        settled
     }
 
-    fn completion_error(&self, error: &object_store::Error) -> Error {
+    /// Whether [`complete`](Self::complete) may be asked for again.
+    pub(super) fn is_repeatable(&self) -> bool {
+        matches!(self.remote, Some(Remote::Parts { .. }))
+    }
+
+    /// The object is there: nothing is left to abort.
+    pub(super) fn completed(&mut self) {
+        self.remote = None;
+    }
+
+    pub(super) fn completion_error(&self, error: &object_store::Error) -> Error {
         let reply = reply(error);
         if reply.code_is(&["NoSuchUpload"]) {
             return described(OPERATION, Tried::Enough, ErrorKind::Io, reply)

@@ -1,0 +1,81 @@
+//! Copies that a store makes by itself, where the source and the destination lie in the same store.
+//!
+//! A copy counts once its digest is the manifest's: as the store computed it while it wrote, or as it is read back.
+//! Anything else, refused, failed, or of another digest, is streamed as if no store could copy.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::copy::Work;
+use super::inspect::{self, Part};
+use crate::engine::fanout::Numbered;
+use crate::error::Result;
+use crate::key::Key;
+use crate::sink::Sink;
+
+/// Smaller objects are streamed: that takes no more requests than a copy and its proof.
+const WORTH_A_COPY: u64 = 256 * 1024;
+/// Bytes a second of the slowest store that is waited for.
+const SLOWEST: u64 = 16 * 1024 * 1024;
+
+impl Work<'_> {
+    /// Whether any of these sinks shares a store with a source.
+    pub(super) fn stores_may_copy(&self, to: &[Numbered]) -> bool {
+        let Ok(key) = self.opened.dir.manifest() else { return false };
+        to.iter().any(|(_, sink)| self.sources.iter().any(|source| share_a_store(source, sink, &key)))
+    }
+
+    /// Has stores copy `part` where they can; returns the sinks that hold it now, verified.
+    pub(super) async fn copied_by_stores(&self, part: &Part, key: &Key, to: &[Numbered]) -> BTreeSet<usize> {
+        if part.object.size <= WORTH_A_COPY {
+            return BTreeSet::new();
+        }
+        let copying = to.iter().map(|(number, sink)| async move {
+            for source in self.sources.iter().filter(|source| share_a_store(source, sink, key)) {
+                // Why it failed is of no use to anybody: what is wrong with source or destination, streaming finds too.
+                if self.copied_by_store(part, key, source, sink).await.unwrap_or(false) {
+                    return Some(*number);
+                }
+            }
+            None
+        });
+        let copied: BTreeSet<usize> =
+            futures::future::join_all(copying).await.into_iter().flatten().collect();
+        if copied.len() == to.len() {
+            // Else streaming counts them.
+            let bytes = usize::try_from(part.object.size).unwrap_or(usize::MAX);
+            self.catalog.watch.stored(bytes);
+            self.catalog.watch.plain(bytes);
+        }
+        copied
+    }
+
+    async fn copied_by_store(
+        &self,
+        part: &Part,
+        key: &Key,
+        source: &Arc<dyn Sink>,
+        sink: &Arc<dyn Sink>,
+    ) -> Result<bool> {
+        let Some(from) = source.address(key) else { return Ok(false) };
+        let size = part.object.size;
+        let patience = self.inner.patience.for_work(Duration::from_secs(size / SLOWEST));
+        let copying = sink.copy_from(&from, size, key, self.put_options(part));
+        let Some(copy) = patience.bound_finish(copying).await? else { return Ok(false) };
+        let digest = match copy.sha256 {
+            Some(digest) => digest,
+            None => inspect::digest(self.catalog, sink, key, self.limit).await?,
+        };
+        Ok(digest == part.object.sha256)
+    }
+}
+
+fn share_a_store(source: &Arc<dyn Sink>, sink: &Arc<dyn Sink>, key: &Key) -> bool {
+    // Onto itself a damaged object is not healed.
+    source.id() != sink.id()
+        && source
+            .address(key)
+            .zip(sink.address(key))
+            .is_some_and(|(from, to)| from.store == to.store && from != to)
+}
