@@ -222,6 +222,26 @@ async fn a_copy_that_nobody_verified_before_the_run_died_is_read_by_the_next() {
     holds_it_whole(&b, id).await;
 }
 
+/// It might replace what is streamed in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_may_be_copying_still_is_not_written_to() {
+    let (a, b, id) = pair().await;
+    let way = Way::DamagingAndSilentForEver;
+    let to = RecordingSink::new(bucket(&b, &a, way));
+    let sinks: [Arc<dyn Sink>; 2] = [Arc::new(bucket(&a, &b, way)), Arc::new(to.clone())];
+    let mut builder = Repository::builder().require_copies(1).stall_timeout(Duration::from_millis(200));
+    for sink in sinks {
+        builder = builder.sink(sink);
+    }
+    let error = builder.build().unwrap().replicate(SET, id).await.unwrap_err();
+    assert!(error.chain().contains("did not answer in time"), "{}", error.chain());
+    let key = big(&a);
+    assert!(!to.records().iter().any(|record| record.key == key && record.operation == Operation::Create));
+    assert!(over([b.clone()]).backups(SET).await.unwrap().is_empty());
+    assert!(over([a.clone(), b.clone()]).replicate(SET, id).await.unwrap().is_whole());
+    holds_it_whole(&b, id).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sinks_of_other_stores_are_not_asked() {
     let (a, b, id) = pair().await;

@@ -33,6 +33,9 @@ pub use report::{Replica, ReplicateFailure, ReplicateReport};
 
 /// A replication to be made: set options, then await.
 ///
+/// Objects are verified on their way. Where two sinks share a store that can copy by itself, it copies objects above 256 KiB;
+/// each counts once its digest is the manifest's, and is streamed when it is not.
+///
 /// Awaiting it fails when any copy could not be made whole; [`report`](Self::report) gives the report even then.
 #[must_use = "a replication runs when it is awaited"]
 pub struct Replicate<'a> {
@@ -92,7 +95,7 @@ impl<'a> Replicate<'a> {
         self
     }
 
-    /// Copies at most this many stored bytes a second.
+    /// Reads at most this many stored bytes a second. What a store copies by itself and proves is not read.
     pub fn rate_limit(mut self, bytes_per_second: u64) -> Self {
         self.rate_limit = Some(bytes_per_second);
         self

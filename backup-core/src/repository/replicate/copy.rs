@@ -282,10 +282,17 @@ impl<'a> Work<'a> {
         if lacking.is_empty() {
             return;
         }
-        let Ok(key) = self.opened.dir.object(&part.object.object) else { return };
-        let by_store = self.copied_by_stores(&part, &key, &lacking).await;
-        let streamed: Vec<_> =
-            lacking.iter().filter(|(number, _)| !by_store.contains(number)).cloned().collect();
+        let key = match self.opened.dir.object(&part.object.object) {
+            Ok(key) => key,
+            Err(error) => return self.lose_all(&lacking, error),
+        };
+        let (by_store, in_doubt) = self.copied_by_stores(&part, &key, &lacking).await;
+        let streamed: Vec<_> = lacking
+            .iter()
+            .filter(|(n, _)| !by_store.contains(n) && in_doubt.iter().all(|(doubted, _)| doubted != n))
+            .cloned()
+            .collect();
+        self.lose(in_doubt);
         for lane in self.lanes.iter_mut().filter(|lane| by_store.contains(&lane.number)) {
             lane.arrived(number, &key, part.object.size);
             lane.replica.copied_by_store += part.object.size;

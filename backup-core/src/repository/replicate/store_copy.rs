@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::copy::Work;
 use super::inspect::{self, Part};
 use crate::engine::fanout::Numbered;
-use crate::error::Result;
+use crate::engine::store::Failures;
+use crate::error::{ErrorKind, Result};
 use crate::key::Key;
 use crate::sink::Sink;
 
@@ -26,29 +27,43 @@ impl Work<'_> {
         to.iter().any(|(_, sink)| self.sources.iter().any(|source| share_a_store(source, sink, &key)))
     }
 
-    /// Has stores copy `part` where they can; returns the sinks that hold it now, verified.
-    pub(super) async fn copied_by_stores(&self, part: &Part, key: &Key, to: &[Numbered]) -> BTreeSet<usize> {
+    /// Has stores copy `part` where they can. Returns the sinks that hold it now, verified, and those that are given up
+    /// because their store may be copying still: it must not replace what would be streamed meanwhile.
+    pub(super) async fn copied_by_stores(
+        &self,
+        part: &Part,
+        key: &Key,
+        to: &[Numbered],
+    ) -> (BTreeSet<usize>, Failures) {
+        let (mut copied, mut in_doubt) = (BTreeSet::new(), Failures::new());
         if part.object.size <= WORTH_A_COPY {
-            return BTreeSet::new();
+            return (copied, in_doubt);
         }
         let copying = to.iter().map(|(number, sink)| async move {
             for source in self.sources.iter().filter(|source| share_a_store(source, sink, key)) {
-                // Why it failed is of no use to anybody: what is wrong with source or destination, streaming finds too.
-                if self.copied_by_store(part, key, source, sink).await.unwrap_or(false) {
-                    return Some(*number);
+                match self.copied_by_store(part, key, source, sink).await {
+                    Ok(true) => return (*number, Ok(true)),
+                    Err(error) if error.kind() == ErrorKind::Timeout => return (*number, Err(error)),
+                    // What is wrong with source or destination, streaming finds out, too.
+                    Ok(false) | Err(_) => {}
                 }
             }
-            None
+            (*number, Ok(false))
         });
-        let copied: BTreeSet<usize> =
-            futures::future::join_all(copying).await.into_iter().flatten().collect();
+        for (number, result) in futures::future::join_all(copying).await {
+            match result {
+                Ok(true) => drop(copied.insert(number)),
+                Ok(false) => {}
+                Err(error) => in_doubt.push((number, error)),
+            }
+        }
         if copied.len() == to.len() {
             // Else streaming counts them.
             let bytes = usize::try_from(part.object.size).unwrap_or(usize::MAX);
             self.catalog.watch.stored(bytes);
             self.catalog.watch.plain(bytes);
         }
-        copied
+        (copied, in_doubt)
     }
 
     async fn copied_by_store(
