@@ -4,11 +4,8 @@ use backup_core::{PutMode, Result};
 
 use super::Writer;
 use super::settle::{FIRST_WAIT, Outcome};
+use super::upload::TRIES;
 use crate::error::reply;
-
-/// Times the end of an upload is asked for. `object_store` repeats each for a while by itself, with credentials as they
-/// were at its first try.
-const TRIES: u32 = 3;
 
 impl Writer {
     /// Makes the uploaded parts an object. An error only once the store has said that it did not, or has not been heard
@@ -27,8 +24,7 @@ impl Writer {
             let reply = reply(&error);
             // A repeated request finds no upload when the first one's reply was lost: then the object is there.
             let ended = reply.code_is(&["NoSuchUpload"]);
-            // No reply, half a one, or a server's failure. Anything else was understood and refused.
-            let passing = reply.status.is_none_or(|status| status >= 500 || status == 408 || status == 429);
+            let passing = reply.is_passing();
             let again = match self.look().await {
                 Outcome::Ours => break,
                 Outcome::Unknown => ended || (passing && repeatable),

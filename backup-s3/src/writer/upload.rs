@@ -13,10 +13,14 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::settle::FIRST_WAIT;
 use crate::error::{Tried, described, reply};
 use crate::shared::Shared;
 
 const OPERATION: &str = "upload object";
+/// Times an upload's beginning and its end are asked for. `object_store` repeats each for a while by itself, with
+/// credentials as they were at its first try, but not when a reply breaks in its middle.
+pub(super) const TRIES: u32 = 3;
 
 /// An upload on the store. Dropped before it was completed or aborted, it aborts itself in the background.
 pub(super) struct Upload {
@@ -196,22 +200,36 @@ async fn open(
 ) -> Result<Remote, object_store::Error> {
     let (tell, told) = oneshot::channel();
     runtime.spawn(async move {
-        let opened = match &shared.multipart {
-            Some(store) => {
-                let id = store.create_multipart_opts(&path, options).await;
-                id.map(|id| Remote::Parts { store: Arc::clone(store), id })
+        let mut attempt = 1;
+        let opened = loop {
+            let opened = begin(&shared, &path, options.clone()).await;
+            let again = opened.as_ref().is_err_and(|error| reply(error).is_passing());
+            if !again || attempt >= TRIES || tell.is_closed() {
+                break opened;
             }
-            None => shared
-                .store
-                .put_multipart_opts(&path, options)
-                .await
-                .map(|upload| Remote::Whole(Mutex::new(upload))),
+            // The upload whose id was lost holds no part; `sweep` removes it.
+            tokio::time::sleep(FIRST_WAIT * 2u32.pow(attempt)).await;
+            attempt += 1;
         };
         if let Err(Ok(remote)) = tell.send(opened) {
             let _ = abandon(&shared, &Key::root(), &path, remote, false).await;
         }
     });
     told.await.unwrap_or_else(|e| Err(object_store::Error::Generic { store: "upload", source: Box::new(e) }))
+}
+
+async fn begin(
+    shared: &Shared,
+    path: &Path,
+    options: PutMultipartOptions,
+) -> Result<Remote, object_store::Error> {
+    match &shared.multipart {
+        Some(store) => {
+            let id = store.create_multipart_opts(path, options).await?;
+            Ok(Remote::Parts { store: Arc::clone(store), id })
+        }
+        None => Ok(Remote::Whole(Mutex::new(shared.store.put_multipart_opts(path, options).await?))),
+    }
 }
 
 /// Aborts. With parts under way it asks twice: a part that arrives during the first request may outlive it

@@ -1,4 +1,4 @@
-//! The end of a multipart upload: a reply that is lost or broken is settled by the object itself.
+//! The beginning and the end of a multipart upload: a reply that breaks is asked for again, or settled by the object itself.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::servers::s3;
 
 const MIB: usize = 1024 * 1024;
 
-/// What happens to a request that ends an upload.
+/// What happens to a request that begins or ends an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     /// It is done; half of the reply arrives.
@@ -26,9 +26,11 @@ enum Trouble {
     Cut,
     /// It is not done, and refused for good.
     Refused,
+    /// The beginning of the upload is done, and half of the reply arrives.
+    BegunAndCut,
 }
 
-/// Passes requests on, one at a time per connection; the first requests that end an upload meet trouble.
+/// Passes requests on, one at a time per connection; the first of the requests in question meet trouble.
 struct Gate {
     address: SocketAddr,
     seen: Arc<AtomicUsize>,
@@ -52,7 +54,7 @@ impl Gate {
         Self { address, seen, task }
     }
 
-    fn completions(&self) -> usize {
+    fn requests(&self) -> usize {
         self.seen.load(Ordering::SeqCst)
     }
 }
@@ -74,8 +76,9 @@ async fn serve(
     while let Some(head) = http::Head::read(&mut client).await? {
         let mut body = vec![0; usize::try_from(head.length()).expect("a size")];
         client.read_exact(&mut body).await?;
+        let in_question = if trouble == Trouble::BegunAndCut { "uploads" } else { "uploadId" };
         let hit = head.method() == "POST"
-            && head.query("uploadId").is_some()
+            && head.query(in_question).is_some()
             && seen.fetch_add(1, Ordering::SeqCst) < times;
         let pass = async || {
             let drop = ["host", "content-length", "connection", "expect"];
@@ -91,11 +94,11 @@ async fn serve(
         let failed =
             "<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>";
         if hit {
-            if matches!(trouble, Trouble::DoneAndCut | Trouble::DoneAndFailed) {
+            if matches!(trouble, Trouble::DoneAndCut | Trouble::DoneAndFailed | Trouble::BegunAndCut) {
                 pass().await?;
             }
             match trouble {
-                Trouble::DoneAndCut | Trouble::Cut => {
+                Trouble::DoneAndCut | Trouble::BegunAndCut | Trouble::Cut => {
                     let half = "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n<CompleteMultipart";
                     client.write_all(half.as_bytes()).await?;
                     return client.shutdown().await;
@@ -171,7 +174,7 @@ async fn an_upload_whose_end_was_not_heard_of_is_settled_by_the_object() {
             let name = format!("{trouble:?}-{times}-{attributes}");
             let sink = sink(gate.address, attributes);
             upload(&sink, &name).await.unwrap_or_else(|e| panic!("{name}: {}", e.chain()));
-            assert_eq!(gate.completions(), completions, "{name}");
+            assert_eq!(gate.requests(), completions, "{name}");
             assert_eq!(moto.unfinished_uploads("tests").await, 0, "{name}");
         }
     }
@@ -188,7 +191,7 @@ async fn an_end_that_fails_for_good_or_too_often_leaves_nothing() {
         let error = upload(&sink, &name).await.expect_err("it did not end");
         assert_ne!(error.kind(), ErrorKind::NotFound, "{}", error.chain());
         assert!(!error.is_retryable(), "it was tried often enough");
-        assert_eq!(gate.completions(), completions, "{name}");
+        assert_eq!(gate.requests(), completions, "{name}");
         let gone = sink.head(&Key::parse(&name).expect("a key")).await.expect_err("nothing is visible");
         assert_eq!(gone.kind(), ErrorKind::NotFound);
         // The abort of a dropped upload runs in the background.
@@ -200,6 +203,19 @@ async fn an_end_that_fails_for_good_or_too_often_leaves_nothing() {
         }
         assert_eq!(moto.unfinished_uploads("tests").await, 0, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_beginning_was_not_heard_of_is_begun_again_and_swept() {
+    let Some(moto) = Moto::start().await else { return };
+    moto.bucket("tests").await;
+    let gate = Gate::before(moto.address(), Trouble::BegunAndCut, 2).await;
+    let sink = sink(gate.address, true);
+    upload(&sink, "begun").await.unwrap_or_else(|e| panic!("{}", e.chain()));
+    assert_eq!(gate.requests(), 3, "each was asked for once more");
+    assert_eq!(moto.unfinished_uploads("tests").await, 2, "their ids were lost");
+    sink.sweep(std::time::Duration::ZERO).await.expect("sweep");
+    assert_eq!(moto.unfinished_uploads("tests").await, 0);
 }
 
 /// Without metadata only the bytes tell: an older object of the same size is not taken for the new one.
@@ -216,6 +232,6 @@ async fn an_older_object_of_the_same_name_and_size_is_not_taken_for_the_upload()
             .expect("an older object");
         let gate = Gate::before(moto.address(), Trouble::Cut, 1).await;
         upload(&sink(gate.address, attributes), &name).await.expect("the second try");
-        assert_eq!(gate.completions(), 2, "{name}");
+        assert_eq!(gate.requests(), 2, "{name}");
     }
 }

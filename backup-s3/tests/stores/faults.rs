@@ -108,7 +108,8 @@ async fn a_read_goes_on_where_it_broke() {
     let straight = s3(moto.address()).build().expect("a sink");
     put_bytes(&straight, &key, bytes.clone(), PutOptions::overwrite(ObjectKind::Data)).await.expect("put");
     let mut complete = 0;
-    for seed in 0..number("BACKUP_TORTURE_S3_READS", 10) {
+    let (from, reads) = (number("BACKUP_TORTURE_S3_FROM", 0), number("BACKUP_TORTURE_S3_READS", 10));
+    for seed in from..from + reads {
         let schedule = FaultSchedule::new(seed).percent(70).at_most(12);
         let proxy = FaultProxy::start(moto.address(), schedule).await;
         let sink = through(&proxy, "");
@@ -122,7 +123,8 @@ async fn a_read_goes_on_where_it_broke() {
         }
         assert!(proxy.faults() > 0, "seed {seed}: the network was good");
     }
-    assert!(complete >= 5, "only {complete} reads came through");
+    eprintln!("{reads} reads from seed {from}, {complete} came through");
+    assert!(complete >= reads / 2, "only {complete} of {reads} reads came through");
 }
 
 #[tokio::test(flavor = "multi_thread")]
