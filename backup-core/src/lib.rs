@@ -65,7 +65,7 @@ pub use retention::{
 pub use selection::Selection;
 pub use sink::{
     Availability, CREATE_NEW_LIMIT, ObjectInfo, ObjectKind, PutMode, PutOptions, Sink, SinkWriter, Space,
-    put_bytes, read_bytes,
+    StoreAddress, StoreCopy, put_bytes, read_bytes,
 };
 pub use source::{
     Artifact, ArtifactFormat, ArtifactMeta, ByteStream, CheckReport, Earlier, Finding, Finished, Outcome,

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::name::SinkId;
@@ -105,10 +106,26 @@ pub trait Sink: Debug + Send + Sync {
             .with("key", key))
     }
 
-    /// Copies an object inside the store without moving its bytes through here. `Ok(false)`: cannot, copy it yourself.
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        let _ = (from, to, options);
-        Ok(false)
+    /// Where an object lies in its store, for [`copy_from`](Self::copy_from) of another sink. Does not look whether
+    /// it exists. `None`, the default: the store copies nothing by itself.
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        let _ = key;
+        None
+    }
+
+    /// Has the store copy `size` bytes from `from` to `to`, without moving them through here; what was at `to` is
+    /// replaced. `Ok(None)`, the default: it cannot (another store, a create-new); copy it yourself.
+    ///
+    /// A copy is no proof: the caller compares [`StoreCopy::sha256`], or reads back.
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        let _ = (from, size, to, options);
+        Ok(None)
     }
 }
 
@@ -154,8 +171,17 @@ impl<S: Sink + ?Sized> Sink for std::sync::Arc<S> {
     async fn change_class(&self, key: &Key, class: &str) -> Result<bool> {
         (**self).change_class(key, class).await
     }
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        (**self).copy_within(from, to, options).await
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        (**self).address(key)
+    }
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        (**self).copy_from(from, size, to, options).await
     }
 }
 
@@ -265,6 +291,23 @@ pub enum Availability {
     Archived,
     /// It was asked for; not yet.
     Thawing,
+}
+
+/// Where an object lies in a store that can copy by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreAddress {
+    /// The store: equal for two sinks only where one may reach what the other holds. Shows no secret.
+    pub store: String,
+    /// The object, as that store spells it.
+    pub object: String,
+}
+
+/// A copy that a store made by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCopy {
+    /// The digest of the copy, where the store computed it over the bytes it wrote: never one it remembered of the
+    /// original.
+    pub sha256: Option<Digest>,
 }
 
 /// Space of a sink, in bytes.

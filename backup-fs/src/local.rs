@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use backup_core::{
     ByteStream, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions, Result, Sink, SinkId, SinkWriter,
-    Space, Warning,
+    Space, StoreAddress, StoreCopy, Warning,
 };
 use futures::stream::BoxStream;
 
@@ -224,10 +224,25 @@ impl Sink for LocalSink {
         self.run(|root| root.space().map(Some)).await
     }
 
+    /// Within this repository alone: what another one on the same file system shared with it would be lost with it.
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        Some(StoreAddress { store: copy::store(&self.root)?, object: key.to_string() })
+    }
+
     /// A hard link: objects never change, so that it is as good as a copy, and takes no space.
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        let (from, to) = (from.clone(), to.clone());
-        self.run(move |root| copy::copy(root, &from, &to, options.mode)).await
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        _size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        if copy::store(&self.root).as_ref() != Some(&from.store) || options.mode == PutMode::CreateNew {
+            return Ok(None);
+        }
+        let (from, to) = (Key::parse(from.object.as_str())?, to.clone());
+        let linked = self.run(move |root| copy::copy(root, &from, &to)).await?;
+        Ok(linked.then(StoreCopy::default))
     }
 
     async fn sweep(&self, older_than: Duration) -> Result<u64> {

@@ -7,6 +7,7 @@ use backup_core::{Error, Result};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 
 use crate::builder::{Built, SinkBuilder};
+use crate::copy::Origin;
 use crate::error::{Tried, store_error};
 use crate::http_client::{self, Client};
 use crate::parts::PartSizes;
@@ -104,6 +105,9 @@ impl SinkBuilder<Azure> {
             certificates: &[],
             environment: &environment,
         };
+        let account = builder.get_config_value(&AzureConfigKey::AccountName).unwrap_or_default();
+        let place = endpoint.as_deref().unwrap_or_default();
+        let origin = Origin { store: format!("az {place} {account} {container}"), bucket: String::new() };
         let (retry, options) = (client.retry(), client.options()?);
         if let Some(endpoint) = endpoint {
             builder = builder.with_endpoint(endpoint);
@@ -123,6 +127,7 @@ impl SinkBuilder<Azure> {
             native: None,
             part_sizes: PartSizes::Growing,
             skew: wire.skew.clone(),
+            origin,
             url: format!("az://{container}"),
         }
         .finish(self.options)

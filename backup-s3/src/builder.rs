@@ -10,6 +10,7 @@ use object_store::multipart::MultipartStore;
 
 use crate::class::StorageClasses;
 use crate::clock::Skew;
+use crate::copy::Origin;
 use crate::native::Native;
 use crate::options::Options;
 use crate::parts::PartSizes;
@@ -108,6 +109,7 @@ pub(crate) struct Built {
     pub(crate) native: Option<Arc<dyn Native>>,
     pub(crate) part_sizes: PartSizes,
     pub(crate) skew: Skew,
+    pub(crate) origin: Origin,
     /// The URL of the bucket, without a prefix.
     pub(crate) url: String,
 }
@@ -125,6 +127,7 @@ impl Built {
             multipart: self.multipart,
             native: self.native,
             skew: self.skew,
+            origin: self.origin,
             options,
         }))
     }
@@ -160,7 +163,10 @@ impl SinkBuilder<AnyStore> {
     /// Opens the sink. Does not connect: [`probe`](backup_core::Sink::probe) does.
     pub fn build(self) -> Result<ObjectStoreSink> {
         let url = format!("object-store:{}", self.provider.store);
+        // Nothing else tells whether two stores of this kind are one.
+        let store = format!("{url} {:p}", Arc::as_ptr(&self.provider.store));
         Built {
+            origin: Origin { store, bucket: String::new() },
             store: self.provider.store,
             multipart: self.provider.multipart,
             native: None,

@@ -40,6 +40,13 @@ impl Reply {
     }
 }
 
+impl Reply {
+    /// Whether this was no answer, half a one, or a server's failure: anything else was understood and refused.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.status.is_none_or(|status| status >= 500 || status == 408 || status == 429)
+    }
+}
+
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status {

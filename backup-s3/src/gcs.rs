@@ -9,6 +9,7 @@ use backup_core::{Error, Result};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
 use crate::builder::{Built, SinkBuilder};
+use crate::copy::Origin;
 use crate::error::{Tried, store_error};
 use crate::http_client::Client;
 use crate::parts::PartSizes;
@@ -99,6 +100,7 @@ impl SinkBuilder<Gcs> {
             native: None,
             part_sizes: PartSizes::Growing,
             skew: wire.skew.clone(),
+            origin: Origin { store: format!("gs://{bucket}"), bucket: String::new() },
             url: format!("gs://{bucket}"),
         }
         .finish(self.options)

@@ -38,6 +38,7 @@ mod azure;
 mod builder;
 mod class;
 mod clock;
+mod copy;
 mod error;
 #[cfg(feature = "gcs")]
 mod gcs;

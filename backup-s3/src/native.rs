@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::{Availability, Result, Warning};
+use backup_core::{Availability, Digest, Result, Warning};
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use object_store::Extensions;
@@ -40,19 +40,25 @@ pub(crate) trait Native: Debug + Send + Sync {
     /// Makes an archived object readable for some days.
     async fn thaw(&self, name: &str) -> Result<()>;
 
-    /// Copies inside the bucket; whole and atomic. `Ok(false)`: cannot.
-    async fn copy(&self, copy: Copy<'_>) -> Result<bool>;
+    /// Whether objects of this sink can be copied by the store.
+    fn can_copy(&self) -> bool;
+
+    /// Copies into the bucket; whole and atomic. Returns the digest of the copy where the store computes it anew.
+    async fn copy(&self, copy: Copy<'_>) -> Result<Option<Digest>>;
 }
 
-/// A copy to make inside a bucket.
+/// A copy to make into a bucket.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "s3"), expect(dead_code, reason = "only S3 copies with settings"))]
 pub(crate) struct Copy<'a> {
+    /// `bucket/name`.
     pub(crate) from: &'a str,
     pub(crate) to: &'a str,
     pub(crate) size: u64,
     pub(crate) class: Option<&'a str>,
     /// `name=value` pairs joined by `&`, percent-encoded; empty for none.
     pub(crate) tags: &'a str,
+    /// Name and value; empty to take over what the original has.
+    pub(crate) metadata: &'a [(&'static str, String)],
     pub(crate) retain_until: Option<DateTime<Utc>>,
 }

@@ -11,6 +11,7 @@ use object_store::{Attribute, Attributes, Extensions, GetOptions, ObjectMeta, Ob
 
 use crate::class::Tier;
 use crate::clock::Skew;
+use crate::copy::Origin;
 use crate::error::{Tried, store_error};
 use crate::native::Native;
 use crate::options::Options;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) multipart: Option<Arc<dyn MultipartStore>>,
     pub(crate) native: Option<Arc<dyn Native>>,
     pub(crate) place: Place,
+    pub(crate) origin: Origin,
     pub(crate) options: Options,
     pub(crate) part_sizes: PartSizes,
     pub(crate) skew: Skew,
@@ -58,15 +60,25 @@ impl Shared {
         let kind = options.kind;
         let mut attributes = Attributes::new();
         if self.options.attributes {
-            attributes.insert(Attribute::Metadata(WRITER.into()), writer.to_owned().into());
-            if let Some(until) = options.retain_until {
-                attributes.insert(Attribute::Metadata(RETAINED.into()), date(until).into());
+            for (name, value) in self.metadata(writer, options.retain_until) {
+                attributes.insert(Attribute::Metadata(name.into()), value.into());
             }
             if let Some(class) = self.options.classes.of(kind) {
                 attributes.insert(Attribute::StorageClass, class.to_owned().into());
             }
         }
         attributes
+    }
+
+    /// Metadata of an object that `writer` makes, as name and value; empty for a store without.
+    pub(crate) fn metadata(
+        &self,
+        writer: &str,
+        retain_until: Option<DateTime<Utc>>,
+    ) -> Vec<(&'static str, String)> {
+        let writer = self.options.attributes.then(|| (WRITER, writer.to_owned()));
+        let retained = retain_until.filter(|_| self.options.attributes).map(|until| (RETAINED, date(until)));
+        writer.into_iter().chain(retained).collect()
     }
 
     pub(crate) fn tags(&self) -> TagSet {

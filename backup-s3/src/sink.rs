@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::{
-    Availability, ByteStream, CREATE_NEW_LIMIT, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions,
-    Result, Sink, SinkId, SinkWriter, Warning,
+    Availability, ByteStream, Error, ErrorKind, Key, ObjectInfo, PutOptions, Result, Sink, SinkId,
+    SinkWriter, StoreAddress, StoreCopy, Warning,
 };
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
-use object_store::{CopyMode, CopyOptions, ObjectStoreExt as _};
 
 use crate::error::{Tried, described, store_error};
 use crate::native::{Copy, Listed};
 use crate::shared::{Found, Shared, date};
-use crate::writer::Writer;
-use crate::{probe, read};
+use crate::writer::{Writer, token};
+use crate::{copy, probe, read};
 
 /// A sink in a bucket: over Amazon S3 and compatibles, Google Cloud Storage, Azure Blob Storage, or any
 /// other [`object_store::ObjectStore`].
@@ -212,56 +212,37 @@ impl Sink for ObjectStoreSink {
         if found.tier.class().unwrap_or("STANDARD") == class {
             return Ok(false);
         }
+        if !native.can_copy() {
+            return Err(Error::new(ErrorKind::Unsupported, OPERATION)
+                .message("objects encrypted with the caller's own key cannot be copied inside the store"));
+        }
         let tags = self.shared.tags();
+        let until = found.tier.locked_until();
         let copy = Copy {
-            from: path.as_ref(),
+            from: &self.shared.origin.address(path.as_ref()),
             to: path.as_ref(),
             size: found.meta.size,
             class: Some(class),
             tags: tags.encoded(),
-            retain_until: found.tier.locked_until(),
+            metadata: &self.shared.metadata(&token()?, found.retained_until.and(until)),
+            retain_until: until,
         };
-        if native.copy(copy).await.map_err(|e| e.with("key", key).with("sink", &self.shared.id))? {
-            return Ok(true);
-        }
-        Err(Error::new(ErrorKind::Unsupported, OPERATION)
-            .message("objects encrypted with the caller's own key cannot be copied inside the store"))
+        native.copy(copy).await.map_err(|e| e.with("key", key).with("sink", &self.shared.id))?;
+        Ok(true)
     }
 
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        const OPERATION: &str = "copy object";
-        let (source, target) = (self.shared.place.path(from)?, self.shared.place.path(to)?);
-        let found = self.look_up(OPERATION, from, &source).await?;
-        let Some(native) = &self.shared.native else {
-            if options.mode == PutMode::CreateNew {
-                // Not every store can copy on a condition; a put can.
-                return Ok(false);
-            }
-            let how = CopyOptions::new().with_mode(CopyMode::Overwrite);
-            let done = self.shared.store.copy_opts(&source, &target, how).await;
-            done.map_err(|e| self.shared.error(OPERATION, Tried::Enough, to, &e))?;
-            return Ok(true);
-        };
-        if options.mode == PutMode::CreateNew {
-            if found.meta.size <= CREATE_NEW_LIMIT {
-                return Ok(false);
-            }
-            match self.shared.find(&target).await {
-                Err(object_store::Error::NotFound { .. }) => {}
-                Ok(_) => return Err(already_exists(OPERATION, &self.shared, to)),
-                Err(e) => return Err(self.shared.error(OPERATION, Tried::Enough, to, &e)),
-            }
-        }
-        let tags = self.shared.tags();
-        let copy = Copy {
-            from: source.as_ref(),
-            to: target.as_ref(),
-            size: found.meta.size,
-            class: self.shared.options.classes.of(options.kind),
-            tags: tags.encoded(),
-            retain_until: options.retain_until,
-        };
-        native.copy(copy).await.map_err(|e| e.with("from", from).with("to", to))
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        copy::address(&self.shared, key)
+    }
+
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        copy::copy_from(&self.shared, from, size, to, &options).await
     }
 }
 

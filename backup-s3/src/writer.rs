@@ -1,5 +1,7 @@
 //! The writer: one put for what is small, parts for what is not.
 
+mod finish;
+mod settle;
 mod single;
 mod upload;
 
@@ -9,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use backup_core::{
-    CREATE_NEW_LIMIT, Error, ErrorKind, Key, ObjectInfo, PutMode, PutOptions, Result, SinkWriter,
+    CREATE_NEW_LIMIT, Error, ErrorKind, Hasher, Key, ObjectInfo, PutMode, PutOptions, Result, SinkWriter,
 };
 use bytes::Bytes;
 use object_store::PutMultipartOptions;
@@ -41,6 +43,8 @@ pub(crate) struct Writer {
     /// Parts given to `waiting` or the upload so far.
     cut: u64,
     total: u64,
+    /// What was written, where only the bytes themselves tell whose an object is.
+    written: Option<Hasher>,
     upload: Option<Upload>,
     state: State,
 }
@@ -75,15 +79,16 @@ impl Writer {
             path: shared.place.path(key)?,
             key: key.clone(),
             token: token()?,
-            shared,
             options,
             plan,
             filling: Vec::new(),
             waiting: Vec::new(),
             cut: 0,
             total: 0,
+            written: (!shared.options.attributes).then(Hasher::new),
             upload: None,
             state: State::Good,
+            shared,
         })
     }
 
@@ -110,7 +115,11 @@ impl Writer {
             }
             self.grow(part, chunk.len());
             let n = chunk.len().min(part - self.filling.len());
-            self.filling.extend_from_slice(&chunk.split_to(n));
+            let piece = chunk.split_to(n);
+            if let Some(written) = &mut self.written {
+                written.update(&piece);
+            }
+            self.filling.extend_from_slice(&piece);
             self.total += n as u64;
             if self.filling.len() == part {
                 self.cut_part();
@@ -228,13 +237,7 @@ impl SinkWriter for Writer {
         if !self.filling.is_empty() {
             self.cut_part();
         }
-        if self.options.mode == PutMode::CreateNew {
-            self.refuse_existing().await?;
-        }
-        let (token, total) = (self.token.clone(), self.total);
-        if let Some(upload) = &mut self.upload {
-            upload.complete(&token, total).await?;
-        }
+        self.complete_upload().await?;
         Ok(info)
     }
 

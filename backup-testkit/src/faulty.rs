@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::{
-    ByteStream, Error, Key, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, Space, Warning,
-    async_trait,
+    ByteStream, Error, Key, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, Space, StoreAddress,
+    StoreCopy, Warning, async_trait,
 };
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -143,8 +143,18 @@ impl Sink for FaultySink {
         self.call(Operation::ChangeClass, self.inner.change_class(key, class)).await
     }
 
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        self.call(Operation::CopyWithin, self.inner.copy_within(from, to, options)).await
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        self.inner.address(key)
+    }
+
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        self.call(Operation::CopyFrom, self.inner.copy_from(from, size, to, options)).await
     }
 }
 

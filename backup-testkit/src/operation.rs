@@ -32,6 +32,6 @@ pub enum Operation {
     Thaw,
     /// [`Sink::change_class`](backup_core::Sink::change_class).
     ChangeClass,
-    /// [`Sink::copy_within`](backup_core::Sink::copy_within).
-    CopyWithin,
+    /// [`Sink::copy_from`](backup_core::Sink::copy_from).
+    CopyFrom,
 }

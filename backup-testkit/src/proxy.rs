@@ -114,6 +114,8 @@ struct Shared {
     upstream: SocketAddr,
     schedule: Mutex<FaultSchedule>,
     faults: AtomicU64,
+    up: AtomicU64,
+    down: AtomicU64,
 }
 
 impl FaultProxy {
@@ -122,7 +124,13 @@ impl FaultProxy {
         let listener =
             TcpListener::bind(("127.0.0.1", 0)).await.expect("bind a port of the loopback interface");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let shared = Arc::new(Shared { upstream, schedule: Mutex::new(schedule), faults: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            upstream,
+            schedule: Mutex::new(schedule),
+            faults: AtomicU64::new(0),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+        });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, task }
     }
@@ -140,6 +148,16 @@ impl FaultProxy {
     /// Faults that were handed out so far.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that went to the server so far.
+    pub fn sent(&self) -> u64 {
+        self.shared.up.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that came from the server so far.
+    pub fn received(&self) -> u64 {
+        self.shared.down.load(Ordering::SeqCst)
     }
 }
 
@@ -190,8 +208,9 @@ async fn serve(client: TcpStream, fault: NetworkFault, shared: &Shared) -> io::R
     {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let up = forward(&mut from_client, &mut to_server, plan.up, plan.rate, Duration::ZERO);
-        let down = forward(&mut from_server, &mut to_client, plan.down, plan.rate, plan.delay);
+        let pace = |delay| Pace { rate: plan.rate, delay };
+        let up = forward(&mut from_client, &mut to_server, plan.up, pace(Duration::ZERO), &shared.up);
+        let down = forward(&mut from_server, &mut to_client, plan.down, pace(plan.delay), &shared.down);
         // The side that ends first takes the other with it, as a broken cable does.
         tokio::select! { _ = up => {}, _ = down => {} }
     }
@@ -211,13 +230,19 @@ struct Plan {
     rate: Option<u64>,
 }
 
-/// Moves bytes until the end, or until `limit` of them were moved.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    rate: Option<u64>,
+    delay: Duration,
+}
+
+/// Moves bytes until the end, or until `limit` of them were moved; adds them to `count`.
 async fn forward(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     limit: Option<u64>,
-    rate: Option<u64>,
-    delay: Duration,
+    Pace { rate, delay }: Pace,
+    count: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut moved = 0u64;
@@ -240,6 +265,7 @@ async fn forward(
         }
         to.write_all(buffer.get(..n).unwrap_or_default()).await?;
         moved += n as u64;
+        count.fetch_add(n as u64, Ordering::SeqCst);
     }
 }
 

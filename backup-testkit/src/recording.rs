@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backup_core::{
-    ByteStream, Bytes, Key, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, Space, Warning,
-    async_trait,
+    ByteStream, Bytes, Key, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, Space, StoreAddress,
+    StoreCopy, Warning, async_trait,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -174,9 +174,19 @@ impl Sink for RecordingSink {
         self.inner.change_class(key, class).await
     }
 
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        self.records.push(Operation::CopyWithin, to, None);
-        self.inner.copy_within(from, to, options).await
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        self.inner.address(key)
+    }
+
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        self.records.push(Operation::CopyFrom, to, None);
+        self.inner.copy_from(from, size, to, options).await
     }
 }
 

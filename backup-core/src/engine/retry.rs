@@ -103,6 +103,11 @@ impl Patience {
         bound(self.stall, operation, sink_stalls).await
     }
 
+    /// The same patience with so much more time for each operation.
+    pub(crate) fn for_work(self, time: Duration) -> Self {
+        Self { stall: self.stall.saturating_add(time), ..self }
+    }
+
     /// Runs a call of a source, or fails when it does not finish in time.
     pub(crate) async fn bound_source<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         bound(self.source_stall, call, source_stalls).await

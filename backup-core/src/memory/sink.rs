@@ -16,7 +16,7 @@ use super::lock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::name::SinkId;
-use crate::sink::{Availability, ObjectInfo, PutMode, PutOptions, Sink, SinkWriter};
+use crate::sink::{Availability, ObjectInfo, PutMode, PutOptions, Sink, SinkWriter, StoreAddress, StoreCopy};
 use crate::source::ByteStream;
 
 /// Largest piece a read stream yields, in bytes.
@@ -192,14 +192,26 @@ impl Sink for MemorySink {
         Ok(())
     }
 
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        let object = Object { modified: Utc::now(), ..self.find("copy object", from)? };
-        let mut objects = lock(&self.objects);
-        if options.mode == PutMode::CreateNew && objects.contains_key(to) {
-            return Err(already_exists(to));
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        // The objects are the store: clones share it, whatever they are called.
+        let store = format!("memory:{:p}", Arc::as_ptr(&self.objects));
+        Some(StoreAddress { store, object: key.to_string() })
+    }
+
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        _size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        let from_key = Key::parse(from.object.as_str())?;
+        if self.address(&from_key).as_ref() != Some(from) || options.mode == PutMode::CreateNew {
+            return Ok(None);
         }
-        objects.insert(to.clone(), object);
-        Ok(true)
+        let object = Object { modified: Utc::now(), ..self.find("copy object", &from_key)? };
+        lock(&self.objects).insert(to.clone(), object);
+        Ok(Some(StoreCopy::default()))
     }
 }
 

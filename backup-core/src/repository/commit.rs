@@ -45,11 +45,15 @@ pub(super) struct Pending {
     /// The run copies a backup that exists elsewhere. Another such run may take its place: both write the same bytes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) replica: bool,
+    /// Objects may lie here that a store copied and nobody has read yet. Whoever comes next reads before relying on them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unverified: bool,
 }
 
 impl Pending {
     pub(super) fn new(set: &SetName, id: BackupId, parent: Option<BackupId>, now: DateTime<Utc>) -> Self {
-        Self { format: 1, set: set.clone(), id, parent, expires: now + PENDING_FOR, replica: false }
+        let (set, expires) = (set.clone(), now + PENDING_FOR);
+        Self { format: 1, set, id, parent, expires, replica: false, unverified: false }
     }
 
     /// The marker of a run that copies a backup.

@@ -8,6 +8,7 @@ mod copy;
 mod inspect;
 mod report;
 mod ring;
+mod store_copy;
 mod wraps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +32,12 @@ use crate::sink::Sink;
 pub(super) use wraps::open as open_wrap;
 
 pub use report::{Replica, ReplicateFailure, ReplicateReport};
+pub(super) use store_copy::copy_by_store;
 
 /// A replication to be made: set options, then await.
+///
+/// Objects are verified on their way. Where two sinks share a store that can copy by itself, it copies objects above 256 KiB;
+/// each counts once its digest is the manifest's, and is streamed when it is not.
 ///
 /// Awaiting it fails when any copy could not be made whole; [`report`](Self::report) gives the report even then.
 #[must_use = "a replication runs when it is awaited"]
@@ -93,7 +98,7 @@ impl<'a> Replicate<'a> {
         self
     }
 
-    /// Copies at most this many stored bytes a second.
+    /// Reads at most this many stored bytes a second. What a store copies by itself and proves is not read.
     pub fn rate_limit(mut self, bytes_per_second: u64) -> Self {
         self.rate_limit = Some(bytes_per_second);
         self

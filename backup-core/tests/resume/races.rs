@@ -2,13 +2,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use backup_core::{
-    ByteStream, Key, MemorySink, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, async_trait,
+    ByteStream, Key, MemorySink, ObjectInfo, PutOptions, Result, Sink, SinkId, SinkWriter, StoreAddress,
+    StoreCopy, async_trait,
 };
 use futures::stream::BoxStream;
 
 use crate::support::*;
 
-/// A sink that cannot copy within, or at which somebody does something before it copies.
+/// A sink that copies nothing by itself, or at which somebody does something before it copies.
 #[derive(Clone)]
 struct Meanwhile {
     inner: MemorySink,
@@ -41,10 +42,20 @@ impl Sink for Meanwhile {
     async fn delete(&self, key: &Key) -> Result<()> {
         self.inner.delete(key).await
     }
-    async fn copy_within(&self, from: &Key, to: &Key, options: PutOptions) -> Result<bool> {
-        let Some(before) = &self.before_copy else { return Ok(false) };
-        before(&self.inner, from);
-        self.inner.copy_within(from, to, options).await
+    fn address(&self, key: &Key) -> Option<StoreAddress> {
+        self.before_copy.as_ref().and_then(|_| self.inner.address(key))
+    }
+    async fn copy_from(
+        &self,
+        from: &StoreAddress,
+        size: u64,
+        to: &Key,
+        options: PutOptions,
+    ) -> Result<Option<StoreCopy>> {
+        if let Some(before) = &self.before_copy {
+            before(&self.inner, to);
+        }
+        self.inner.copy_from(from, size, to, options).await
     }
 }
 
@@ -64,7 +75,7 @@ async fn two_that_go_on_at_once_make_two_whole_backups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sink_that_cannot_copy_within_is_copied_through_here() {
+async fn what_a_store_cannot_copy_is_copied_through_here() {
     let content = content();
     let dead = dead(&[MemorySink::new()], &content, 4).await.remove(0);
     let sink = Meanwhile { inner: dead.clone(), before_copy: None };

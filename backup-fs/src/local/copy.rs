@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use backup_core::{Error, ErrorKind, Key, PutMode, Result};
+use backup_core::{Error, ErrorKind, Key, Result};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
@@ -13,8 +13,14 @@ use super::staging::{STAGING, random_name};
 
 const OPERATION: &str = "copy object";
 
+/// What tells this repository from every other that this host can reach.
+pub(super) fn store(root: &Root) -> Option<String> {
+    let found = rustix::fs::fstat(root.dir()).ok()?;
+    Some(format!("local:{}:{}", found.st_dev, found.st_ino))
+}
+
 /// Gives the file at `from` the name `to` as well. `false` where the file system has no hard links, or no more for it.
-pub(super) fn copy(root: &Arc<Root>, from: &Key, to: &Key, mode: PutMode) -> Result<bool> {
+pub(super) fn copy(root: &Arc<Root>, from: &Key, to: &Key) -> Result<bool> {
     let missing = || Error::new(ErrorKind::NotFound, OPERATION).with("key", from);
     if root.publish != Publish::Link {
         return Ok(false);
@@ -36,17 +42,10 @@ pub(super) fn copy(root: &Arc<Root>, from: &Key, to: &Key, mode: PutMode) -> Res
         Err(Errno::NOENT) => return Err(missing()),
         Err(e) => return Err(failed(OPERATION, e).with("key", from)),
     }
-    let placed = root.place(to, |at, name| {
-        let done = match mode {
-            PutMode::Overwrite => rustix::fs::renameat(&staging, &staged, at, name),
-            PutMode::CreateNew => rustix::fs::linkat(&staging, &staged, at, name, AtFlags::empty()),
-        };
-        match done {
-            Ok(()) => Ok(Placed::Done),
-            Err(Errno::NOENT) if dirs::stat(&staging, &staged).is_ok() => Ok(Placed::DirectoryVanished),
-            Err(Errno::EXIST) if mode == PutMode::CreateNew => Err(dirs::already_exists(to)),
-            Err(e) => Err(failed(OPERATION, e).with("key", to)),
-        }
+    let placed = root.place(to, |at, name| match rustix::fs::renameat(&staging, &staged, at, name) {
+        Ok(()) => Ok(Placed::Done),
+        Err(Errno::NOENT) if dirs::stat(&staging, &staged).is_ok() => Ok(Placed::DirectoryVanished),
+        Err(e) => Err(failed(OPERATION, e).with("key", to)),
     });
     // Gone after a rename, unless both names were the same file already.
     let _ = rustix::fs::unlinkat(&staging, &staged, AtFlags::empty());

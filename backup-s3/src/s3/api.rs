@@ -75,6 +75,15 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Metadata of the object, by name without `x-amz-meta-`.
+    pub(crate) fn metadata(mut self, pairs: &[(&'static str, String)]) -> Self {
+        self.headers.extend(pairs.iter().filter_map(|(name, value)| {
+            let name = HeaderName::from_bytes(format!("x-amz-meta-{name}").as_bytes());
+            name.ok().map(|name| (name, value.clone()))
+        }));
+        self
+    }
+
     pub(crate) fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self

@@ -16,6 +16,7 @@ use super::profile::{Environment, Profile, Way};
 use super::settings::{Checksum, Encryption, ObjectLock};
 use super::sign::Signer;
 use crate::builder::{Built, SinkBuilder};
+use crate::copy::Origin;
 use crate::http_client::{self, Client};
 use crate::parts::PartSizes;
 use crate::sink::ObjectStoreSink;
@@ -74,6 +75,7 @@ pub struct S3 {
     checksum: Option<Checksum>,
     encryption: Encryption,
     object_lock: ObjectLock,
+    copy_digests: Option<bool>,
     certificates: Vec<Vec<u8>>,
 }
 
@@ -179,6 +181,13 @@ impl SinkBuilder<S3> {
         self
     }
 
+    /// Whether the store computes the SHA-256 of a copy it makes over the bytes it wrote, and replies it. The default is
+    /// yes on Amazon's own endpoints and no elsewhere: then `replicate` reads back what the store copied.
+    pub fn copy_digests(mut self, yes: bool) -> Self {
+        self.provider.copy_digests = Some(yes);
+        self
+    }
+
     /// Opens the sink. Does not connect: [`probe`](backup_core::Sink::probe) does.
     ///
     /// # Errors
@@ -268,6 +277,7 @@ impl SinkBuilder<S3> {
             encryption: s3.encryption.clone(),
             object_lock: s3.object_lock,
             checksum,
+            copy_digests: s3.copy_digests.unwrap_or(address.amazon.is_some()),
             tags: self.options.tags.clone(),
             bucket_locks: OnceCell::new(),
         };
@@ -278,6 +288,7 @@ impl SinkBuilder<S3> {
             native: Some(Arc::new(native)),
             part_sizes: if r2 { PartSizes::Equal } else { PartSizes::Growing },
             skew: wire.skew.clone(),
+            origin: Origin { store: address.store(), bucket: bucket.clone() },
             url: format!("s3://{bucket}"),
         }
         .finish(self.options)
@@ -389,8 +400,10 @@ fn with_way(builder: AmazonS3Builder, way: Way, sts: &Sts) -> AmazonS3Builder {
 /// Where the bucket answers.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
-    /// Not one of Amazon's own.
+    /// Has to be told to `object_store`, which does not make it up by itself.
     custom: bool,
+    /// One of Amazon's own: the part of the host's name all its regions share.
+    amazon: Option<&'static str>,
     /// The store's URL, without the bucket.
     base: String,
     /// The bucket's URL.
@@ -432,7 +445,13 @@ impl Address {
             format!("{base}/{bucket}")
         };
         // object_store makes up China's hosts with Amazon's general suffix.
-        Ok(Self { custom: custom || suffix != "amazonaws.com", base, url, virtual_hosted })
+        let amazon = (!custom).then_some(suffix);
+        Ok(Self { custom: custom || suffix != "amazonaws.com", amazon, base, url, virtual_hosted })
+    }
+
+    /// The store whose buckets can be copied from one to another. Amazon copies between regions, too.
+    fn store(&self) -> String {
+        format!("s3 {}", self.amazon.unwrap_or(&self.base))
     }
 }
 

@@ -1,15 +1,16 @@
-//! Copies inside a bucket: one request up to 5 GiB, by parts beyond (Amazon S3 API reference, `CopyObject`
+//! Copies inside the store: one request up to 5 GiB, by parts beyond (Amazon S3 API reference, `CopyObject`
 //! and `UploadPartCopy`).
 
 use std::fmt::Write as _;
 
-use backup_core::{Error, Result};
+use backup_core::{Digest, Error, Result};
+use base64::Engine as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::Method;
 
 use super::api::{Api, Request, encode};
 use super::settings::Encryption;
-use super::xml::{self, CopyPartResult, InitiateMultipartUploadResult};
+use super::xml::{self, CopyObjectResult, CopyPartResult, InitiateMultipartUploadResult};
 use crate::native::Copy;
 
 /// Largest copy in one request, in bytes.
@@ -19,14 +20,16 @@ const GIB: u64 = 1024 * 1024 * 1024;
 const AT_ONCE: usize = 4;
 const OPERATION: &str = "copy object";
 
-/// Copies; `lock` are the headers that lock the new object.
+/// Copies; `lock` are the headers that lock the new object. Returns the digest of the copy when `digests` says that this
+/// store computes it over the bytes it wrote.
 pub(super) async fn copy(
     api: &Api,
     copy: Copy<'_>,
     sse: &Encryption,
     lock: Vec<(&'static str, String)>,
-) -> Result<()> {
-    let mut source = format!("/{}/", api.bucket);
+    digests: bool,
+) -> Result<Option<Digest>> {
+    let mut source = String::from("/");
     encode(&mut source, copy.from, true);
     let mut headers: Vec<(&'static str, String)> = encryption(sse);
     headers.extend(lock);
@@ -39,10 +42,24 @@ pub(super) async fn copy(
         if !copy.tags.is_empty() {
             request = request.header("x-amz-tagging-directive", "REPLACE");
         }
+        if !copy.metadata.is_empty() {
+            request = request.header("x-amz-metadata-directive", "REPLACE");
+        }
+        if digests {
+            request = request.header("x-amz-checksum-algorithm", "SHA256");
+        }
         // Onto itself a copy is allowed only when something else changes, as the class does.
-        return api.send(&request.headers(&headers)).await.map(drop).map_err(|e| e.error(OPERATION));
+        let request = request.headers(&headers).metadata(copy.metadata);
+        let reply = api.send(&request).await.map_err(|e| e.error(OPERATION))?;
+        if !digests {
+            // Without being asked a store repeats what it remembers of the original.
+            return Ok(None);
+        }
+        let CopyObjectResult { sha256 } = xml::parse(OPERATION, &reply)?;
+        return Ok(sha256.as_deref().and_then(digest));
     }
-    let begin = Request::object(Method::POST, copy.to).query("uploads", "").headers(&headers);
+    let begin =
+        Request::object(Method::POST, copy.to).query("uploads", "").headers(&headers).metadata(copy.metadata);
     let reply = api.send(&begin).await.map_err(|e| e.error(OPERATION))?;
     let InitiateMultipartUploadResult { upload_id } = xml::parse(OPERATION, &reply)?;
     let done = parts(api, copy, &source, &upload_id).await;
@@ -50,7 +67,14 @@ pub(super) async fn copy(
         let abort = Request::object(Method::DELETE, copy.to).query("uploadId", upload_id);
         let _ = api.send(&abort).await;
     }
-    done
+    // Of parts a store knows only the digest of their digests.
+    done.map(|()| None)
+}
+
+/// From base64; `None` for anything else, a digest of digests (`…-3`) for instance.
+fn digest(text: &str) -> Option<Digest> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    <[u8; 32]>::try_from(bytes).ok().map(Digest::from)
 }
 
 async fn parts(api: &Api, copy: Copy<'_>, source: &str, upload_id: &str) -> Result<()> {
@@ -90,5 +114,19 @@ fn encryption(sse: &Encryption) -> Vec<(&'static str, String)> {
             ("x-amz-server-side-encryption-bucket-key-enabled", bucket_key.to_string()),
         ],
         Encryption::BucketDefault | Encryption::Customer { .. } => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_digest_of_the_whole_copy_is_taken() {
+        let whole = "uU0nuZNNPgilLlLX2n2r+sSE7+N6U4DukIj3rOLvzek=";
+        assert_eq!(digest(whole), Some(Digest::of(b"hello world")));
+        for other in ["", "uU0nuZNNPgilLlLX2n2r+sSE7+N6U4DukIj3rOLvzek=-3", "ABC=", "mnG7TA=="] {
+            assert_eq!(digest(other), None, "{other}");
+        }
     }
 }

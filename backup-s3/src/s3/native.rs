@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::{ErrorKind, Result, Warning};
+use backup_core::{Digest, ErrorKind, Result, Warning};
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use http::Method;
@@ -29,6 +29,7 @@ pub(super) struct S3Native {
     pub(super) encryption: Encryption,
     pub(super) object_lock: ObjectLock,
     pub(super) checksum: Checksum,
+    pub(super) copy_digests: bool,
     pub(super) tags: Tags,
     pub(super) bucket_locks: OnceCell<bool>,
 }
@@ -121,15 +122,16 @@ impl Native for S3Native {
         }
     }
 
-    async fn copy(&self, copied: Copy<'_>) -> Result<bool> {
-        if matches!(self.encryption, Encryption::Customer { .. }) {
-            return Ok(false);
-        }
+    fn can_copy(&self) -> bool {
+        // Each request would need the key of the original, and the store must not keep it.
+        !matches!(self.encryption, Encryption::Customer { .. })
+    }
+
+    async fn copy(&self, copied: Copy<'_>) -> Result<Option<Digest>> {
         let lock = match copied.retain_until {
             Some(until) => self.lock_headers(until).await?,
             None => Vec::new(),
         };
-        copy::copy(&self.api, copied, &self.encryption, lock).await?;
-        Ok(true)
+        copy::copy(&self.api, copied, &self.encryption, lock, self.copy_digests).await
     }
 }

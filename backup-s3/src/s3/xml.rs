@@ -128,6 +128,12 @@ pub(super) struct InitiateMultipartUploadResult {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct CopyObjectResult {
+    #[serde(rename = "ChecksumSHA256")]
+    pub(super) sha256: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct CopyPartResult {
     #[serde(rename = "ETag")]

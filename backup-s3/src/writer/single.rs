@@ -1,25 +1,15 @@
 //! An object in one put.
 
-use std::time::Duration;
-
 use backup_core::{ErrorKind, PutMode, Result};
 use object_store::{PutOptions, PutPayload};
 
 use super::Writer;
+use super::settle::{FIRST_WAIT, Outcome};
 use crate::error::{Tried, reply};
 
 /// Tries of a conditional put whose outcome is in doubt. `object_store` does not repeat these by itself.
 const TRIES: u32 = 6;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
 const OPERATION: &str = "put object";
-
-/// What a look at the name says about a put whose outcome is in doubt.
-enum Outcome {
-    Ours,
-    Another,
-    Nothing,
-    Unknown,
-}
 
 impl Writer {
     /// Puts everything that was written in one request.
@@ -66,14 +56,5 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    async fn look(&self) -> Outcome {
-        match self.shared.find(&self.path).await {
-            Ok(found) if found.writer.as_deref() == Some(&self.token) => Outcome::Ours,
-            Ok(_) => Outcome::Another,
-            Err(object_store::Error::NotFound { .. }) => Outcome::Nothing,
-            Err(_) => Outcome::Unknown,
-        }
     }
 }

@@ -13,10 +13,14 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::settle::FIRST_WAIT;
 use crate::error::{Tried, described, reply};
 use crate::shared::Shared;
 
 const OPERATION: &str = "upload object";
+/// Times an upload's beginning and its end are asked for. `object_store` repeats each for a while by itself, with
+/// credentials as they were at its first try, but not when a reply breaks in its middle.
+pub(super) const TRIES: u32 = 3;
 
 /// An upload on the store. Dropped before it was completed or aborted, it aborts itself in the background.
 pub(super) struct Upload {
@@ -122,34 +126,39 @@ impl Upload {
         Ok(())
     }
 
-    /// Waits for every part and makes the object of them visible. `token` and `size` settle a lost reply.
-    pub(super) async fn complete(&mut self, token: &str, size: u64) -> Result<()> {
-        self.wait_below(0).await?;
-        let completed = match &mut self.remote {
+    /// Waits for every part.
+    pub(super) async fn arrived(&mut self) -> Result<()> {
+        self.wait_below(0).await
+    }
+
+    /// Makes the object of all parts visible, once.
+    pub(super) async fn complete(&mut self) -> Result<(), object_store::Error> {
+        match &mut self.remote {
             Some(Remote::Parts { store, id }) => {
-                let parts = std::mem::take(&mut self.done).into_values().collect();
+                let parts = self.done.values().cloned().collect();
                 store.complete_multipart(&self.path, id, parts).await.map(drop)
             }
             Some(Remote::Whole(upload)) => {
                 upload.get_mut().unwrap_or_else(PoisonError::into_inner).complete().await.map(drop)
             }
-            None => return Err(Error::new(ErrorKind::Internal, OPERATION).message("the upload has ended")),
-        };
-        let settled = match completed {
-            Ok(()) => Ok(()),
-            // A reply may be lost: then the repeated request finds no upload, and the object is there.
-            Err(e) => match self.shared.find(&self.path).await {
-                Ok(found) if found.writer.as_deref() == Some(token) && found.meta.size == size => Ok(()),
-                _ => Err(self.completion_error(&e)),
-            },
-        };
-        if settled.is_ok() {
-            self.remote = None;
+            None => Err(object_store::Error::NotFound {
+                path: self.path.to_string(),
+                source: "the upload has ended".into(),
+            }),
         }
-        settled
     }
 
-    fn completion_error(&self, error: &object_store::Error) -> Error {
+    /// Whether [`complete`](Self::complete) may be asked for again.
+    pub(super) fn is_repeatable(&self) -> bool {
+        matches!(self.remote, Some(Remote::Parts { .. }))
+    }
+
+    /// The object is there: nothing is left to abort.
+    pub(super) fn completed(&mut self) {
+        self.remote = None;
+    }
+
+    pub(super) fn completion_error(&self, error: &object_store::Error) -> Error {
         let reply = reply(error);
         if reply.code_is(&["NoSuchUpload"]) {
             return described(OPERATION, Tried::Enough, ErrorKind::Io, reply)
@@ -191,22 +200,36 @@ async fn open(
 ) -> Result<Remote, object_store::Error> {
     let (tell, told) = oneshot::channel();
     runtime.spawn(async move {
-        let opened = match &shared.multipart {
-            Some(store) => {
-                let id = store.create_multipart_opts(&path, options).await;
-                id.map(|id| Remote::Parts { store: Arc::clone(store), id })
+        let mut attempt = 1;
+        let opened = loop {
+            let opened = begin(&shared, &path, options.clone()).await;
+            let again = opened.as_ref().is_err_and(|error| reply(error).is_passing());
+            if !again || attempt >= TRIES || tell.is_closed() {
+                break opened;
             }
-            None => shared
-                .store
-                .put_multipart_opts(&path, options)
-                .await
-                .map(|upload| Remote::Whole(Mutex::new(upload))),
+            // The upload whose id was lost holds no part; `sweep` removes it.
+            tokio::time::sleep(FIRST_WAIT * 2u32.pow(attempt)).await;
+            attempt += 1;
         };
         if let Err(Ok(remote)) = tell.send(opened) {
             let _ = abandon(&shared, &Key::root(), &path, remote, false).await;
         }
     });
     told.await.unwrap_or_else(|e| Err(object_store::Error::Generic { store: "upload", source: Box::new(e) }))
+}
+
+async fn begin(
+    shared: &Shared,
+    path: &Path,
+    options: PutMultipartOptions,
+) -> Result<Remote, object_store::Error> {
+    match &shared.multipart {
+        Some(store) => {
+            let id = store.create_multipart_opts(path, options).await?;
+            Ok(Remote::Parts { store: Arc::clone(store), id })
+        }
+        None => Ok(Remote::Whole(Mutex::new(shared.store.put_multipart_opts(path, options).await?))),
+    }
 }
 
 /// Aborts. With parts under way it asks twice: a part that arrives during the first request may outlive it

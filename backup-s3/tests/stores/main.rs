@@ -1,6 +1,7 @@
 //! Object store sinks against real servers and stand-ins.
 
 mod auth;
+mod completing;
 mod conformance;
 mod crash;
 mod damage;
@@ -13,5 +14,6 @@ mod multipart;
 mod probe;
 mod profile;
 mod reading;
+mod replicate;
 mod retention;
 mod servers;

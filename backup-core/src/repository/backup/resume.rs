@@ -34,7 +34,7 @@ use crate::repository::clear::clear_failed_copy;
 use crate::repository::commit::PENDING_LIMIT;
 use crate::repository::contents::Contents;
 use crate::repository::origin::Origin;
-use crate::repository::replicate::{Part, parts};
+use crate::repository::replicate::{Part, copy_by_store, parts};
 use crate::selection::Selection;
 use crate::sink::{ObjectKind, PutOptions, Sink};
 use crate::source::{ArtifactMeta, Earlier, SnapshotRequest};
@@ -317,8 +317,16 @@ impl Run<'_> {
             let options = if details { PutOptions::overwrite(kind) } else { self.options(kind) };
             let options = options.size_hint(Some(object.size));
             let (source, target) = (from.dir.object(&object.object)?, to.dir.object(&object.object)?);
-            let copied = sink.copy_within(&source, &target, options.clone());
-            if self.inner.patience.bound_finish(copied).await? {
+            let (address, patience) = (sink.address(&source), self.inner.patience);
+            let copying = copy_by_store(patience, address, object.size, sink, &target, options.clone());
+            if let Some(copy) = copying.await? {
+                match copy.sha256 {
+                    Some(sha256) if sha256 == object.sha256 => continue,
+                    Some(_) => {
+                        return Err(Error::corrupt("take over artifact", "the copy has another digest"));
+                    }
+                    None => {}
+                }
                 let mut blocks = to.stored_reader(self.inner, &object, &copies, watch).await?.whole();
                 while let Some(block) = blocks.recv().await {
                     block?;

@@ -14,6 +14,7 @@ use crate::engine::fanout::{Fanout, Numbered};
 use crate::engine::feed::RateLimit;
 use crate::engine::store::Failures;
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
 use crate::name::BackupId;
 use crate::repository::Inner;
 use crate::repository::catalog::{Catalog, Opened};
@@ -22,11 +23,11 @@ use crate::retention::BackupKind;
 use crate::sink::{ObjectKind, PutOptions, Sink};
 
 pub(super) struct Work<'a> {
-    inner: &'a Inner,
-    catalog: &'a Catalog<'a>,
-    opened: &'a Opened,
-    limit: Option<&'a RateLimit>,
-    sources: Vec<Arc<dyn Sink>>,
+    pub(super) inner: &'a Inner,
+    pub(super) catalog: &'a Catalog<'a>,
+    pub(super) opened: &'a Opened,
+    pub(super) limit: Option<&'a RateLimit>,
+    pub(super) sources: Vec<Arc<dyn Sink>>,
     parts: Vec<Part>,
     lanes: Vec<Lane>,
     failures: Failures,
@@ -76,6 +77,7 @@ impl<'a> Work<'a> {
                         healed: Vec::new(),
                         kept: good + usize::from(held.manifest == Standing::Good),
                         bytes: 0,
+                        copied_by_store: 0,
                         whole: held.is_whole(),
                     };
                     lanes.push(Lane { number, sink, held, replica, alive: true, announced: false });
@@ -133,7 +135,11 @@ impl<'a> Work<'a> {
             return None;
         }
         let now = self.inner.clock.now();
-        let pending = Pending::replica(&self.catalog.set, self.opened.manifest.id, self.parent(), now);
+        let pending = Pending {
+            // Once said it stays said until the copy is whole: what an earlier run left may still lie there.
+            unverified: self.lanes.iter().any(|l| l.held.unverified) || self.stores_may_copy(&lacking),
+            ..Pending::replica(&self.catalog.set, self.opened.manifest.id, self.parent(), now)
+        };
         match self.inner.announce(&lacking, &self.opened.dir, pending, &self.catalog.watch).await {
             Ok((failures, renewing)) => {
                 self.lose(failures);
@@ -247,7 +253,7 @@ impl<'a> Work<'a> {
             let mut written = Vec::new();
             for (name, bytes) in found {
                 // The name is a key segment already: it came from a listing.
-                let key = directory.append(&crate::key::Key::parse(name)?);
+                let key = directory.append(&Key::parse(name)?);
                 failures
                     .extend(self.inner.put_each(&lacking, &key, &bytes, &options, &self.catalog.watch).await);
                 written.push((key, bytes.len() as u64));
@@ -276,40 +282,52 @@ impl<'a> Work<'a> {
         if lacking.is_empty() {
             return;
         }
-        match self.transfer(&part, &lacking).await {
+        let key = match self.opened.dir.object(&part.object.object) {
+            Ok(key) => key,
+            Err(error) => return self.lose_all(&lacking, error),
+        };
+        let (by_store, in_doubt) = self.copied_by_stores(&part, &key, &lacking).await;
+        let streamed: Vec<_> = lacking
+            .iter()
+            .filter(|(n, _)| !by_store.contains(n) && in_doubt.iter().all(|(doubted, _)| doubted != n))
+            .cloned()
+            .collect();
+        self.lose(in_doubt);
+        for lane in self.lanes.iter_mut().filter(|lane| by_store.contains(&lane.number)) {
+            lane.arrived(number, &key, part.object.size);
+            lane.replica.copied_by_store += part.object.size;
+        }
+        if streamed.is_empty() {
+            return;
+        }
+        match self.transfer(&part, &key, &streamed).await {
             Ok(failures) => {
                 self.lose(failures);
-                let Ok(key) = self.opened.dir.object(&part.object.object) else { return };
-                for lane in &mut self.lanes {
-                    let wrote = lane.alive && lacking.iter().any(|(n, _)| *n == lane.number);
-                    if let (true, Some(standing)) = (wrote, lane.held.parts.get_mut(number)) {
-                        let was = std::mem::replace(standing, Standing::Good);
-                        lane.done(was, key.clone(), part.object.size);
-                    }
+                let wrote = |lane: &&mut Lane| lane.alive && streamed.iter().any(|(n, _)| *n == lane.number);
+                for lane in self.lanes.iter_mut().filter(wrote) {
+                    lane.arrived(number, &key, part.object.size);
                 }
             }
             Err(Trouble::Reading(error)) => {
                 // The destinations are fine, and the other objects may be: heal what can be healed.
-                for ((number, _), error) in lacking.iter().zip(shared(error, lacking.len())) {
+                for ((number, _), error) in streamed.iter().zip(shared(error, streamed.len())) {
                     self.failures.push((*number, error));
                 }
             }
-            Err(Trouble::Writing(error)) => self.lose_all(&lacking, error),
+            Err(Trouble::Writing(error)) => self.lose_all(&streamed, error),
         }
     }
 
-    async fn transfer(&self, part: &Part, to: &[Numbered]) -> Result<Failures, Trouble> {
+    async fn transfer(&self, part: &Part, key: &Key, to: &[Numbered]) -> Result<Failures, Trouble> {
         let object = &part.object;
-        let key = self.opened.dir.object(&object.object).map_err(Trouble::Reading)?;
         let watch = &self.catalog.watch;
         let reader = self
             .opened
             .stored_reader(self.inner, object, &self.sources, watch)
             .await
             .map_err(Trouble::Reading)?;
-        let options =
-            PutOptions::overwrite(part.kind).size_hint(Some(object.size)).retain_until(self.lock_until());
-        let mut fanout = Fanout::open(to, &key, &options, self.inner.patience, watch);
+        let options = self.put_options(part);
+        let mut fanout = Fanout::open(to, key, &options, self.inner.patience, watch);
         let mut blocks = reader.whole();
         let mut hasher = Hasher::new();
         while let Some(block) = blocks.recv().await {
@@ -327,9 +345,13 @@ impl<'a> Work<'a> {
         if hasher.finish() != object.sha256 {
             let error =
                 Error::corrupt("replicate", "the index is wrong about this object; no copy can be trusted");
-            return Err(Trouble::Reading(error.with("key", &key)));
+            return Err(Trouble::Reading(error.with("key", key)));
         }
         fanout.finish(object.size).await.map_err(Trouble::Writing)
+    }
+
+    pub(super) fn put_options(&self, part: &Part) -> PutOptions {
+        PutOptions::overwrite(part.kind).size_hint(Some(part.object.size)).retain_until(self.lock_until())
     }
 
     /// Writes the manifest where everything else is good.
@@ -392,7 +414,15 @@ impl<'a> Work<'a> {
 }
 
 impl Lane {
-    fn done(&mut self, was: Standing, key: crate::key::Key, size: u64) {
+    /// Part `number` is there now, verified.
+    fn arrived(&mut self, number: usize, key: &Key, size: u64) {
+        if let Some(standing) = self.held.parts.get_mut(number) {
+            let was = std::mem::replace(standing, Standing::Good);
+            self.done(was, key.clone(), size);
+        }
+    }
+
+    fn done(&mut self, was: Standing, key: Key, size: u64) {
         self.replica.bytes += size;
         match was {
             Standing::Damaged => self.replica.healed.push(key),

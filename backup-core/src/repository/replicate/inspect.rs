@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use futures::TryStreamExt as _;
 
 use crate::digest::{Digest, Hasher};
+use crate::engine::feed::RateLimit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::manifest::{self, MANIFEST_LIMIT, Manifest, StoredObject};
@@ -68,6 +69,8 @@ pub(super) struct Held {
     pub(super) wraps: Standing,
     /// Whether a run's marker lies there.
     pub(super) pending: bool,
+    /// Whether that run may have left copies of a store's that nobody verified.
+    pub(super) unverified: bool,
 }
 
 impl Held {
@@ -91,6 +94,9 @@ pub(super) async fn held(
     if found.keys().any(|key| key.strip_prefix(&markers).is_some()) {
         return Err(condemned());
     }
+    let pending = opened.dir.pending()?;
+    let unverified = found.contains_key(&pending) && left_unverified(catalog, sink, &pending).await?;
+    let verify = verify || unverified;
     let mut standings = Vec::with_capacity(parts.len());
     for part in parts {
         let key = opened.dir.object(&part.object.object)?;
@@ -100,7 +106,8 @@ pub(super) async fn held(
         manifest: manifest_standing(catalog, opened, sink).await?,
         parts: standings,
         wraps: super::wraps::standing(catalog, opened, sink, verify).await?,
-        pending: found.contains_key(&opened.dir.pending()?),
+        pending: found.contains_key(&pending),
+        unverified,
     })
 }
 
@@ -163,24 +170,51 @@ async fn part_standing(
     if !verify && (info.size > SMALL || info.availability != Availability::Ready) {
         return Ok(Standing::Good);
     }
+    match digest(catalog, sink, key, None).await {
+        Ok(digest) if digest == part.object.sha256 => Ok(Standing::Good),
+        Ok(_) => Ok(Standing::Damaged),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Standing::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+/// The digest of an object as the sink gives it back now.
+pub(super) async fn digest(
+    catalog: &Catalog<'_>,
+    sink: &Arc<dyn Sink>,
+    key: &Key,
+    limit: Option<&RateLimit>,
+) -> Result<Digest> {
     let patience = catalog.inner.patience;
-    let digest = || async {
+    let once = || async {
         let mut hasher = Hasher::new();
         let mut stream = patience.bound(sink.open(key, None)).await?;
+        // Large objects take longer than a single operation may: each chunk is timed for itself.
         while let Some(bytes) = patience.bound(async { stream.try_next().await }).await? {
             hasher.update(&bytes);
+            if let Some(limit) = limit {
+                limit.take(bytes.len()).await;
+            }
         }
         Ok::<_, Error>(hasher.finish())
     };
     let mut tries = patience.tries(sink.id(), &catalog.watch);
     loop {
-        // Large objects take longer than a single operation may: each chunk is timed for itself.
-        match digest().await {
-            Ok(digest) if digest == part.object.sha256 => return Ok(Standing::Good),
-            Ok(_) => return Ok(Standing::Damaged),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Missing),
+        match once().await {
+            Ok(digest) => return Ok(digest),
             Err(error) => tries.again(error).await?,
         }
+    }
+}
+
+/// Whether the run whose marker this is may have left copies that nobody verified. A marker that cannot be understood may
+/// be one of those.
+async fn left_unverified(catalog: &Catalog<'_>, sink: &Arc<dyn Sink>, pending: &Key) -> Result<bool> {
+    match catalog.read(sink, pending, PENDING_LIMIT).await {
+        Ok(bytes) => Ok(Pending::parse(&bytes).map_or(true, |pending| pending.unverified)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == ErrorKind::LimitExceeded => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

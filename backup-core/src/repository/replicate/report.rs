@@ -37,6 +37,8 @@ pub struct Replica {
     pub kept: usize,
     /// Bytes written.
     pub bytes: u64,
+    /// Of these, bytes that the store copied by itself.
+    pub copied_by_store: u64,
     /// Whether the sink holds the backup whole now.
     pub whole: bool,
 }
