@@ -317,8 +317,8 @@ impl Run<'_> {
             let options = if details { PutOptions::overwrite(kind) } else { self.options(kind) };
             let options = options.size_hint(Some(object.size));
             let (source, target) = (from.dir.object(&object.object)?, to.dir.object(&object.object)?);
-            let copied = sink.copy_within(&source, &target, options.clone());
-            if self.inner.patience.bound_finish(copied).await? {
+            let done = sink.copy_within(&source, &target, options.clone());
+            if self.inner.patience.bound_finish(done).await? {
                 let mut blocks = to.stored_reader(self.inner, &object, &copies, watch).await?.whole();
                 while let Some(block) = blocks.recv().await {
                     block?;
