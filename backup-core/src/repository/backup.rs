@@ -23,7 +23,7 @@ use super::shutdown::{Shutdown, or_drop};
 use crate::engine::feed::RateLimit;
 use crate::engine::progress::Watch;
 use crate::engine::store::Pipeline;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{BackupDir, ObjectNames};
 use crate::name::{BackupId, SetName, SinkId};
 use crate::observer::{Event, Observer};
