@@ -16,8 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{BackupKey, Signatures};
 use crate::layout::BackupDir;
 use crate::manifest::{Manifest, Sealer, seal};
-use crate::name::SinkId;
+use crate::name::{BackupId, SinkId};
 use crate::observer::Event;
+use crate::placement::Shortfall;
 use crate::repository::Inner;
 use crate::repository::clear::clear_failed_copy;
 use crate::repository::state::Kept;
@@ -98,21 +99,7 @@ pub(super) async fn commit(
         .filter_map(|(n, error)| inner.sinks.get(n).map(|sink| (sink.id().clone(), error)))
         .collect();
     if outcome == Outcome::Degraded {
-        let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
-            .message(
-                "the backup exists, but on fewer sinks than required, or too close together; repair the sinks named here and \
-                 replicate it, or back up again",
-            )
-            .with("id", manifest.id)
-            .with("copies", alive.len())
-            .with("required", inner.required_copies);
-        for short in &short {
-            error = error.with("short_of", short);
-        }
-        for (sink, why) in &failed {
-            error = error.with("failed", format_args!("{sink}: {}", why.chain()));
-        }
-        return Err(error);
+        return Err(too_few(inner, manifest.id, alive.len(), &short, &failed));
     }
     for warning in &inner.warnings {
         watch.event(&Event::Warning(warning));
@@ -137,6 +124,31 @@ pub(super) async fn commit(
         elapsed: watch.elapsed(),
         set: manifest.set,
     })
+}
+
+/// The error of a backup that exists, but is degraded.
+fn too_few(
+    inner: &Inner,
+    id: BackupId,
+    copies: usize,
+    short: &[Shortfall],
+    failed: &[(SinkId, Error)],
+) -> Error {
+    let mut error = Error::new(ErrorKind::TooFewCopies, "back up")
+        .message(
+            "the backup exists, but on fewer sinks than required, or too close together; repair the sinks named here and \
+             replicate it, or back up again",
+        )
+        .with("id", id)
+        .with("copies", copies)
+        .with("required", inner.required_copies);
+    for short in short {
+        error = error.with("short_of", short);
+    }
+    for (sink, why) in failed {
+        error = error.with("failed", format_args!("{sink}: {}", why.chain()));
+    }
+    error
 }
 
 impl Inner {

@@ -277,7 +277,7 @@ impl Run<'_> {
             match result {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
-                    whole = false
+                    whole = false;
                 }
                 Err(error) => failures.push((number, error)),
             }

@@ -295,11 +295,12 @@ impl Run<'_> {
             details.insert(meta.name.to_string(), ArtifactDetails::new(sha256));
             let options = self.options(ObjectKind::Index);
             let artifact = StoredArtifact { stored: self.index(object, encoded, options).await?, meta };
-            if self.taken.noting && artifact.meta.independent {
-                if let Some(finished) = snapshot.finished(&artifact.meta.name) {
-                    self.note_finished(&artifact, sha256, finished).await?;
-                    self.taken.keep.store(true, Relaxed);
-                }
+            if self.taken.noting
+                && artifact.meta.independent
+                && let Some(finished) = snapshot.finished(&artifact.meta.name)
+            {
+                self.note_finished(&artifact, sha256, finished).await?;
+                self.taken.keep.store(true, Relaxed);
             }
             stored.insert(number, artifact);
         }
