@@ -16,7 +16,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::config::{Address, Login, RedisConfig, Tls};
-use crate::error::{closed, protocol, stalled};
+use crate::error::{ServerError, closed, protocol, stalled};
 use crate::resp::{self, Parsed, Reply};
 
 /// A stream of bytes both ways.
@@ -171,6 +171,17 @@ impl Connection {
                 Parsed::Needs(n) => self.fill(n).await?,
             }
         }
+    }
+
+    /// Waits for the reply to a write: what kept it from being done, if something did.
+    pub(crate) async fn outcome(&mut self) -> Result<Option<ServerError>> {
+        // Nearly all are of this kind, millions of them.
+        const DONE: &[u8] = b"+OK\r\n";
+        if self.input.starts_with(DONE) {
+            self.input.advance(DONE.len());
+            return Ok(None);
+        }
+        Ok(self.reply().await?.failure())
     }
 
     /// Waits for the header of a reply that is a string and may be long. The string's bytes and the end of line

@@ -47,6 +47,16 @@ impl Reply {
         }
     }
 
+    /// As the reply to a write: what kept it from being done. Nil is the answer to `SET … NX` of a key that exists,
+    /// and stands for what `RESTORE` says then.
+    pub(crate) fn failure(self) -> Option<ServerError> {
+        match self {
+            Self::Error(error) => Some(error),
+            Self::Nil => Some(ServerError("BUSYKEY the key exists".to_owned())),
+            _ => None,
+        }
+    }
+
     /// The elements; none for anything but an array.
     pub(crate) fn array(&self) -> &[Reply] {
         match self {

@@ -14,6 +14,7 @@ mod running;
 mod safety;
 mod slots;
 mod stage;
+mod uncompressed;
 mod undo;
 mod verify;
 
@@ -38,6 +39,13 @@ use crate::source::RDB;
 ///
 /// A restore touches the databases that the backup holds, and no others. A cluster has one database, so only the
 /// latter two work there. What the server cannot take is named key by key, and the restore fails.
+///
+/// To prove what was written, a restore reads all of it back as a replica does. Compression of strings would take the
+/// server most of the time of that, so where the user may `CONFIG SET`, `rdbcompression` is off while the server forks
+/// for it, and on again then. A process that is killed in this moment leaves it off, as do a server and a network that
+/// are lost: the server's own snapshots are larger from then on, and nothing else is different, until it starts again
+/// or hears `CONFIG SET rdbcompression yes`. Whoever does not want that gives the user no `config|set`:
+/// [`PERMISSIONS`](Self::PERMISSIONS) leaves it out, because it allows much.
 ///
 /// Keys keep their expiry times; those that have expired are counted and not written. While a restore in place or a
 /// merge runs, other clients see it.
@@ -71,6 +79,8 @@ impl RedisRestore {
     /// What the user of a restore needs, as `ACL SETUSER` takes it, beside `~*`. Servers before 7.0 do not know
     /// `function` and `pexpiretime`: leave them out there. In a cluster add `+cluster|slots +asking`, and where
     /// values may be longer than `proto-max-bulk-len`, `+@write`.
+    ///
+    /// With `+config|set`, which is not needed and allows much, the server need not compress what is read back.
     ///
     /// The proof reads everything back, so this user can read all data: its password is worth protecting.
     pub const PERMISSIONS: &str = "+restore +select +dbsize +get +set +del +exists +flushdb +swapdb +multi +exec \

@@ -91,6 +91,11 @@ macro_rules! encodings {
                 match self { $(Self::$name => $since,)* }
             }
 
+            /// Whether parts of the value may expire by themselves.
+            pub(crate) const fn has_field_expiry(self) -> bool {
+                matches!(self, Self::HashMetadata | Self::HashListpackEx | Self::HashValkey)
+            }
+
             /// Its layout.
             pub(crate) const fn layout(self) -> &'static [Op] {
                 match self { $(Self::$name => $layout,)* }

@@ -67,7 +67,7 @@ impl Head {
 }
 
 /// Most bytes LZF makes of one: a three-byte reference yields 264.
-const LZF_MOST: u64 = 88;
+pub(crate) const LZF_MOST: u64 = 88;
 
 /// Reads a string's header.
 #[inline]

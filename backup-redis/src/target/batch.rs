@@ -85,7 +85,7 @@ fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// What `RESTORE` is told beside key and value.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RestoreOptions {
     pub(crate) expires_at: Option<i64>,
     pub(crate) idle: Option<u64>,
@@ -123,6 +123,14 @@ pub(crate) fn seal(out: &mut Vec<u8>, start: usize, version: u32) {
     out.extend_from_slice(&version.to_le_bytes());
     let crc = crc64(out.get(start..).unwrap_or_default());
     out.extend_from_slice(&crc.to_le_bytes());
+}
+
+/// Appends a `SET` of a string whose key must not exist. The server's answer is nil if it does.
+pub(crate) fn set(batch: &mut Batch, key: &[u8], value: &[u8]) {
+    batch.begin(4);
+    for argument in [&b"SET"[..], key, value, b"NX"] {
+        batch.argument(argument);
+    }
 }
 
 /// Appends a whole `RESTORE`.
@@ -163,5 +171,7 @@ mod tests {
         assert_eq!((batch.key(0), batch.key(1)), (&b"first"[..], &b"se\r\ncond"[..]));
         assert!(batch.command(0).starts_with(b"*4\r\n$7\r\nRESTORE\r\n$5\r\nfirst\r\n$1\r\n0\r\n$13\r\n"));
         assert!(batch.command(1).ends_with(b"$6\r\nABSTTL\r\n$7\r\nREPLACE\r\n"));
+        set(&mut batch, b"third", b"value");
+        assert_eq!((batch.key(1), batch.key(2)), (&b"se\r\ncond"[..], &b"third"[..]));
     }
 }

@@ -7,7 +7,7 @@ use backup_core::{Error, ErrorKind, Restore, RestorePlan, Result};
 use chrono::Utc;
 use futures::StreamExt as _;
 
-use super::build::{Filter, Manner};
+use super::build::{Filter, Manner, Proving};
 use super::functions;
 use super::load::{Loader, Writers, route};
 use super::pipe::Existing;
@@ -17,7 +17,7 @@ use super::stage::{Database, Databases, databases, mark, no_spare, sweep};
 use super::{OnConflict, RedisRestore, Way};
 use crate::connect::Connection;
 use crate::discover::{Server, cluster_slots, connect, connect_to, info, primaries, rdb_version};
-use crate::rdb::{Class, FUNCTIONS, Kind, RdbReader, Statistics};
+use crate::rdb::{Class, FUNCTIONS, KEYS, Kind, RdbReader, Statistics};
 
 const BEGIN: &str = "begin Redis restore";
 /// `proto-max-bulk-len` unless configured otherwise.
@@ -28,13 +28,18 @@ pub(super) async fn begin(target: &RedisRestore, plan: &RestorePlan) -> Result<B
         return Err(Error::new(ErrorKind::Unsupported, BEGIN)
             .message("Redis backups have no log to replay up to a moment"));
     }
-    let (mut connection, loader, manner) = prepare(target).await?;
+    let (mut connection, loader, mut manner) = prepare(target).await?;
     let filter = Filter {
         selection: plan.selection.clone(),
         prefix: String::new(),
         databases: target.databases.clone(),
         keys: target.keys.clone(),
     };
+    // What the target itself leaves out is part of the backup's proof, but is not read back.
+    let leaves_out = target.keys.is_some() || target.databases.is_some();
+    if manner.proving == Proving::Sent && !leaves_out && plan.proofs.contains_key(KEYS) {
+        manner.proving = Proving::Backup;
+    }
     let from_cluster = plan.details.get("cluster").and_then(serde_json::Value::as_bool).unwrap_or(false);
     let wanted = wanted(plan, &filter, from_cluster);
     let mut present = present(&mut connection, &loader).await?;
@@ -95,7 +100,7 @@ pub(super) async fn begin(target: &RedisRestore, plan: &RestorePlan) -> Result<B
         occupied,
         safety,
         libraries,
-        wanted_proofs: plan.proofs.keys().cloned().collect(),
+        wanted_proofs: plan.proofs.clone(),
         swept,
     })))
 }
@@ -130,12 +135,12 @@ async fn prepare(target: &RedisRestore) -> Result<(Connection, Loader, Manner)> 
         .and_then(crate::resp::Reply::int)
         .and_then(|n| u64::try_from(n).ok())
         .unwrap_or(MAX_BULK);
-    let (existing, verified) = match target.way {
-        Way::Swap | Way::InPlace => (Existing::None, false),
-        Way::Merge(OnConflict::Keep) => (Existing::Keep, true),
-        Way::Merge(OnConflict::Replace) => (Existing::Replace, true),
+    let (existing, proving) = match target.way {
+        Way::Swap | Way::InPlace => (Existing::None, Proving::Sent),
+        Way::Merge(OnConflict::Keep) => (Existing::Keep, Proving::EachBatch),
+        Way::Merge(OnConflict::Replace) => (Existing::Replace, Proving::EachBatch),
     };
-    let manner = Manner { version: rdb_version(&server), existing, verified, max_bulk, now };
+    let manner = Manner { version: rdb_version(&server), existing, proving, max_bulk, now };
     let writers = Writers::default();
     let loader = Loader { config: target.config.clone(), server, nodes, route, writers };
     Ok((connection, loader, manner))

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use backup_core::{Error, ErrorKind, ItemPath, Proof, Result, Selection};
 use tokio::sync::mpsc::Sender;
 
-use super::batch::{Batch, Expected, RestoreOptions, restore};
+use super::batch::{Batch, Expected, RestoreOptions, restore, set};
 use super::glob::Glob;
 use super::pipe::{Existing, Written};
 use super::slots::slot;
 use super::stage::Databases;
 use crate::rdb::canonical::{Canonical, Hashed, LargeKey};
 use crate::rdb::crc64::Crc64;
+use crate::rdb::decode::PACKED_LIMIT;
+use crate::rdb::length::{Head, LZF_MOST};
 use crate::rdb::proof::Sums;
 use crate::rdb::transcode::transcode;
-use crate::rdb::{Class, Encoding, FUNCTIONS, Kind, Record, Visitor};
+use crate::rdb::{Class, Encoding, FUNCTIONS, Kind, Record, StoredString, Visitor};
 
 /// Bytes of libraries of functions that are held at once.
 const FUNCTIONS_LIMIT: usize = 64 * 1024 * 1024;
@@ -67,13 +69,38 @@ pub(crate) struct Manner {
     /// Newest RDB version that the server reads.
     pub(crate) version: u32,
     pub(crate) existing: Existing,
-    /// Read each batch back.
-    pub(crate) verified: bool,
+    pub(crate) proving: Proving,
     /// `proto-max-bulk-len`: longest argument the server takes.
     pub(crate) max_bulk: u64,
     /// The server's time, in milliseconds since 1970: what expires before is not written.
     pub(crate) now: i64,
 }
+
+/// How it is proved that what was written is what was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proving {
+    /// Each batch is read back and its keys are compared one by one.
+    EachBatch,
+    /// Everything is read back at the end and compared with what was sent.
+    Sent,
+    /// Everything is read back at the end, and it is all that the backup's own proof speaks of. Keys that stay are
+    /// compared with that, and not hashed on their way in too.
+    Backup,
+}
+
+impl Proving {
+    /// Whether a key and value need no hash on their way in: they stay, and can be decoded when they are read back.
+    #[inline]
+    fn passes(self, record: &Record<'_>, value: &[u8]) -> bool {
+        self == Self::Backup
+            && record.expires_at.is_none()
+            && value.len() as u64 <= UNPACKED
+            && !record.encoding.has_field_expiry()
+    }
+}
+
+/// Values up to so many stored bytes hold nothing that is too long to unpack, whatever is compressed in them.
+const UNPACKED: u64 = PACKED_LIMIT / LZF_MOST;
 
 /// A value that is written afterwards, because its size was not known when it began.
 #[derive(Debug)]
@@ -86,7 +113,7 @@ pub(crate) struct Deferred {
     pub(crate) range: std::ops::Range<u64>,
     /// Over type byte and raw bytes.
     pub(crate) crc: Crc64,
-    pub(crate) expected: Expected,
+    pub(crate) expected: Option<Expected>,
 }
 
 /// Makes commands and proofs out of records.
@@ -186,12 +213,14 @@ impl Builder {
         kind: Kind,
         expires_at: Option<i64>,
         key: &[u8],
-        hashed: &Hashed,
+        hashed: Option<&Hashed>,
     ) -> bool {
-        if !self.is_chosen(record_db, kind, hashed.class()) {
+        if !self.is_chosen(record_db, kind, hashed.map_or(Class::Lasting, Hashed::class)) {
             return false;
         }
-        self.done.delivered.add(record_db, kind, hashed);
+        if let Some(hashed) = hashed {
+            self.done.delivered.add(record_db, kind, hashed);
+        }
         if !self.filter.key(record_db, key) {
             self.done.left_out += 1;
             return false;
@@ -200,10 +229,12 @@ impl Builder {
             self.done.expired += 1;
             return false;
         }
-        if hashed.opaque {
-            self.done.opaque.insert((record_db, key.to_vec()));
+        if let Some(hashed) = hashed {
+            if hashed.opaque {
+                self.done.opaque.insert((record_db, key.to_vec()));
+            }
+            self.done.written.add(record_db, kind, hashed);
         }
-        self.done.written.add(record_db, kind, hashed);
         true
     }
 
@@ -216,14 +247,8 @@ impl Builder {
         }
     }
 
-    fn write(
-        &mut self,
-        db: u64,
-        key: &[u8],
-        (code, raw): (u8, &[u8]),
-        options: RestoreOptions,
-        expected: Expected,
-    ) -> Result<()> {
+    /// The batch for commands about `key`. A full one, and one for another database, is sent first.
+    fn batch(&mut self, db: u64, key: &[u8]) -> Result<&mut Batch> {
         let to = self.databases.of(db)?;
         let pipe = self
             .route
@@ -232,15 +257,46 @@ impl Builder {
         if self.batches.get(pipe).is_some_and(|b| !b.starts.is_empty() && (b.db != to || b.is_full())) {
             self.send(pipe)?;
         }
-        let version = self.manner.version;
-        if let Some(batch) = self.batches.get_mut(pipe) {
-            batch.db = to;
-            restore(batch, key, code, raw, version, options);
-            if self.manner.verified {
-                batch.expected.push(expected);
-            }
+        let batch = self
+            .batches
+            .get_mut(pipe)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "restore Redis keys"))?;
+        batch.db = to;
+        Ok(batch)
+    }
+
+    fn write(
+        &mut self,
+        db: u64,
+        key: &[u8],
+        (code, raw): (u8, &[u8]),
+        options: RestoreOptions,
+        expected: Option<Expected>,
+    ) -> Result<()> {
+        let Manner { version, proving, .. } = self.manner;
+        let batch = self.batch(db, key)?;
+        restore(batch, key, code, raw, version, options);
+        if proving == Proving::EachBatch {
+            batch.expected.extend(expected);
         }
         Ok(())
+    }
+
+    /// Writes a string that is stored as it is by `SET`, which costs a server less than `RESTORE` and its checksum.
+    /// `false`: it has to be restored, because it is compressed, or `SET` cannot say what is to be kept beside it.
+    fn set(&mut self, record: &Record<'_>, key: &[u8], value: &[u8]) -> Result<bool> {
+        let plain = self.manner.existing == Existing::None
+            && record.encoding == Encoding::String
+            && self.options(record) == RestoreOptions::default();
+        if plain
+            && let Some((string, _)) = StoredString::cut(value)?
+            && !matches!(string.head, Head::Lzf { .. })
+        {
+            let mut number = Vec::new();
+            set(self.batch(record.db, key)?, key, string.plain(&mut number)?);
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Sends what was gathered for one node. Waits while it is behind.
@@ -285,13 +341,17 @@ impl Visitor for Builder {
     }
 
     fn value(&mut self, record: &Record<'_>, value: &[u8]) -> Result<()> {
-        let hashed = self.canonical.whole(record, record.db, value)?;
+        let hashed = if self.manner.proving.passes(record, value) {
+            None
+        } else {
+            Some(self.canonical.whole(record, record.db, value)?)
+        };
         let mut scratch = std::mem::take(&mut self.scratch);
         let key = record.key.plain(&mut scratch)?;
-        if self.takes(record.db, record.encoding.kind(), record.expires_at, key, &hashed) {
+        if self.takes(record.db, record.encoding.kind(), record.expires_at, key, hashed.as_ref()) {
             self.done.bytes += value.len() as u64;
             let options = self.options(record);
-            let expected = expected(record.db, record.expires_at, &hashed);
+            let expected = hashed.map(|hashed| expected(record.db, record.expires_at, &hashed));
             if value.len() as u64 + AROUND > self.manner.max_bulk {
                 let mut crc = Crc64::new();
                 crc.update(&[record.encoding.code()]);
@@ -314,7 +374,7 @@ impl Visitor for Builder {
                     None => self.too_new(key, record.encoding),
                 }
                 self.transcoded = transcoded;
-            } else {
+            } else if !self.set(record, key, value)? {
                 self.write(record.db, key, (record.encoding.code(), value), options, expected)?;
             }
         }
@@ -351,7 +411,7 @@ impl Visitor for Builder {
         let Some(large) = self.large.take() else { return Ok(()) };
         let hashed = large.key.end(&mut self.canonical)?;
         let (db, encoding, expires_at) = (large.db, large.encoding, large.options.expires_at);
-        if !self.takes(db, encoding.kind(), expires_at, &large.name, &hashed) {
+        if !self.takes(db, encoding.kind(), expires_at, &large.name, Some(&hashed)) {
             return Ok(());
         }
         self.done.bytes += large.length;
@@ -362,7 +422,7 @@ impl Visitor for Builder {
             options: large.options,
             range: large.at..large.at + large.length,
             crc: large.crc,
-            expected: expected(db, expires_at, &hashed),
+            expected: Some(expected(db, expires_at, &hashed)),
         });
         Ok(())
     }

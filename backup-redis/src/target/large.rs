@@ -3,8 +3,8 @@
 use backup_core::{ArtifactReader, Error, ErrorKind, Result};
 use futures::StreamExt as _;
 
-use super::build::{AROUND, Deferred, Manner};
-use super::pipe::{Existing, Written, failure, is_redirect, redirect_target};
+use super::build::{AROUND, Deferred, Manner, Proving};
+use super::pipe::{Existing, Written, is_redirect, redirect_target};
 use super::rebuild::Rebuild;
 use super::verify::verify;
 use crate::config::RedisConfig;
@@ -37,8 +37,11 @@ impl LargeValues<'_> {
             } else {
                 self.restore(value, length, written).await?
             };
-            if fresh && self.manner.verified {
-                let expected = vec![(value.key.clone().into(), value.expected)];
+            if let Some(expected) = value.expected
+                && fresh
+                && self.manner.proving == Proving::EachBatch
+            {
+                let expected = vec![(value.key.clone().into(), expected)];
                 self.connection = verify(self.connection, self.server, value.db, expected).await?;
             }
         }
@@ -71,7 +74,7 @@ impl LargeValues<'_> {
                 resp::bulk(&mut tail, argument.as_bytes());
             }
             self.connection.send(&tail).await?;
-            match failure(self.connection.reply().await?) {
+            match self.connection.outcome().await? {
                 Some(error) if is_redirect(&error) => match redirect_target(&error) {
                     Some(address) => {
                         self.connection = connect_to(self.config, &address).await?.0;
@@ -133,7 +136,7 @@ impl LargeValues<'_> {
         }
         self.connection.send(&wire).await?;
         for _ in 0..commands {
-            if let Some(error) = failure(self.connection.reply().await?) {
+            if let Some(error) = self.connection.outcome().await? {
                 return Err(error
                     .into_error(RESTORE, ErrorKind::TargetFailed)
                     .with("key", String::from_utf8_lossy(&value.key)));

@@ -6,7 +6,7 @@ use backup_core::{ArtifactReader, Error, ErrorKind, Result};
 use futures::StreamExt as _;
 use tokio::task::{JoinError, JoinSet};
 
-use super::build::{Builder, Built, Deferred, Filter, Manner};
+use super::build::{Builder, Built, Deferred, Filter, Manner, Proving};
 use super::large::LargeValues;
 use super::pipe::{self, Written};
 use super::slots::slot;
@@ -77,12 +77,13 @@ impl Loader {
         manner: &Manner,
         databases: &Databases,
     ) -> Result<(Built, Written)> {
+        let verified = manner.proving == Proving::EachBatch;
         let mut pipes = JoinSet::new();
         let mut ways = Vec::new();
         for node in &self.nodes {
             let (connection, server) = self.writer(node).await?;
             let config = self.config.clone();
-            ways.push(pipe::start(&mut pipes, connection, server, config, manner.existing, manner.verified));
+            ways.push(pipe::start(&mut pipes, connection, server, config, manner.existing, verified));
         }
         let builder = Builder::new(filter, manner.clone(), databases.clone(), ways, self.route.clone());
         let built = feed(reader, Feed::start(RdbReader::new().window(WINDOW), builder)).await;

@@ -154,8 +154,8 @@ impl Node {
                 }
                 let mut moved = Vec::new();
                 for n in 0..batch.starts.len() {
-                    let error = failure(replies.reply().await?);
-                    match error {
+                    match replies.outcome().await? {
+                        None => self.written.keys += 1,
                         Some(e) if is_redirect(&e) => moved.push((n, e)),
                         error => self.written.note(batch.key(n), error, self.existing)?,
                     }
@@ -184,7 +184,7 @@ impl Node {
             connection.send(&batch.wire).await?;
             let mut errors = Vec::with_capacity(batch.starts.len());
             for _ in 0..batch.starts.len() {
-                errors.push(failure(connection.reply().await?));
+                errors.push(connection.outcome().await?);
             }
             let mut fresh = Vec::new();
             for (n, error) in errors.into_iter().enumerate() {
@@ -226,7 +226,7 @@ impl Node {
             if asking {
                 connection.reply().await?;
             }
-            match failure(connection.reply().await?) {
+            match connection.outcome().await? {
                 Some(again) if is_redirect(&again) => error = again,
                 Some(again) if again.code() == "TRYAGAIN" => {
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -252,16 +252,9 @@ async fn select(commands: &mut Connection, current: &mut Option<u64>, db: u64) -
 }
 
 fn selected(reply: Reply) -> Result<()> {
-    match failure(reply) {
+    match reply.failure() {
         None => Ok(()),
         Some(e) => Err(e.into_error("select Redis database", ErrorKind::TargetFailed)),
-    }
-}
-
-pub(crate) fn failure(reply: Reply) -> Option<ServerError> {
-    match reply {
-        Reply::Error(error) => Some(error),
-        _ => None,
     }
 }
 

@@ -10,19 +10,19 @@ use backup_core::{
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-use super::build::{Filter, Manner};
+use super::build::{Filter, Manner, Proving};
 use super::functions;
 use super::load::Loader;
 use super::pipe::Written;
-use super::readback::{compare, read_back};
+use super::readback::{compare, compare_lasting, read_back};
 use super::safety::Safety;
 use super::stage::{Databases, MARKER, empty, swap};
 use super::undo::{PutBack, SwapBack};
 use super::{OnConflict, Way};
 use crate::connect::Connection;
 use crate::discover::connect_to;
-use crate::rdb::FUNCTIONS;
 use crate::rdb::proof::Sums;
+use crate::rdb::{FUNCTIONS, KEYS};
 
 /// How long an abort waits for a server that was lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub(super) struct State {
     pub(super) safety: Option<Safety>,
     /// The functions there were; `None` where the server has none at all.
     pub(super) libraries: Option<Vec<Bytes>>,
-    pub(super) wanted_proofs: BTreeSet<String>,
+    pub(super) wanted_proofs: Proofs,
     pub(super) swept: u64,
 }
 
@@ -129,17 +129,23 @@ impl Restore for Running {
         let inner = self.inner()?;
         let state = &inner.state;
         let progress = inner.progress.lock().await;
+        let mut proofs = progress.delivered.proofs();
         // A merge has compared every batch already.
         if !matches!(state.way, Way::Merge(_)) {
             let map = state.stage.taken().into_iter().map(|(db, to)| (to, db)).collect();
             let found = read_back(&state.loader.config, &state.loader.nodes, &map, &progress.opaque).await?;
-            compare(&progress.written, &found)?;
+            let proving = state.manner.proving;
+            compare(&progress.written, &found, proving)?;
+            if proving == Proving::Backup {
+                let lasting = found.proofs().get(KEYS).copied().unwrap_or_default();
+                compare_lasting(state.wanted_proofs.get(KEYS).copied().unwrap_or_default(), lasting)?;
+                proofs.insert(KEYS.to_owned(), lasting);
+            }
         }
-        let mut proofs = progress.delivered.proofs();
         if progress.functions_proof.count > 0 {
             proofs.insert(FUNCTIONS.to_owned(), progress.functions_proof);
         }
-        proofs.retain(|name, proof| proof.count > 0 || state.wanted_proofs.contains(name));
+        proofs.retain(|name, proof| proof.count > 0 || state.wanted_proofs.contains_key(name));
         Ok(proofs)
     }
 

@@ -15,7 +15,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::build::{Filter, Manner};
+use super::build::{Filter, Manner, Proving};
 use super::load::Loader;
 use super::pipe::Existing;
 use super::readback::{compare, read_back};
@@ -84,7 +84,7 @@ impl Safety {
                 empty(connection, *db).await?;
             }
         }
-        let manner = Manner { existing: Existing::None, verified: false, ..manner.clone() };
+        let manner = Manner { existing: Existing::None, proving: Proving::Sent, ..manner.clone() };
         let filter = Filter {
             selection: Selection::all(),
             prefix: String::new(),
@@ -102,7 +102,7 @@ impl Safety {
         }
         let map = self.databases.iter().map(|db| (*db, *db)).collect();
         let found = read_back(&loader.config, &loader.nodes, &map, &opaque).await?;
-        compare(&written, &found)
+        compare(&written, &found, manner.proving)
     }
 
     /// Removes the files.

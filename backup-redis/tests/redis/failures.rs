@@ -385,11 +385,18 @@ async fn a_restore_that_is_dropped_cleans_up_behind_itself() {
     let Some((captured, server)) = replacement().await else { return };
     let before = digests(&mut server.client());
     let begun = into(&server).begin(&captured.plan(true)).await.unwrap();
-    let loading = begun.artifact(captured.readers().remove(0));
-    assert!(
-        tokio::time::timeout(Duration::from_millis(30), loading).await.is_err(),
-        "too fast to be dropped amid"
-    );
+    let mut client = server.client();
+    let begun_with = count(&mut client);
+    let some_are_there = async {
+        while count(&mut client) == begun_with {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = some_are_there => {}
+        done = begun.artifact(captured.readers().remove(0)) => panic!("too fast to be dropped amid: {done:?}"),
+    }
     drop(begun);
     let give_up = Instant::now() + Duration::from_secs(10);
     while digests(&mut server.client()).len() != before.len() {

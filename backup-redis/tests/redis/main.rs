@@ -5,6 +5,7 @@ mod backup;
 mod data;
 mod failures;
 mod file;
+mod readback;
 mod repository;
 mod restore;
 mod support;

@@ -2,16 +2,18 @@
 //!
 //! Servers and `redis-cli` are found through `BACKUP_TEST_REDIS_BIN` and `BACKUP_TEST_REDIS_CLI`, or in `PATH`. The
 //! rival's backup is redis-cli's RDB, synced; ours is parsed, checked, hashed and proved besides. The rival's restore
-//! is the commands that make the same data; ours stages, proves by reading all of it back, and swaps in.
+//! is the commands that make the same data; ours stages, proves by reading all of it back, and swaps in. The line
+//! "load alone" is the part of that same run before the proof, which is what the rival does.
 
 use std::fs;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backup_benches::measure::{Cost, median, pipeline, quote};
-use backup_core::Repository;
+use backup_core::{Event, Repository};
 use backup_fs::LocalSink;
 use backup_redis::{RedisRdb, RedisRestore};
 
@@ -31,6 +33,7 @@ pub(crate) fn run(options: &Options) -> Fallible<Vec<Pair>> {
     let content = source.digest(&cli)?;
 
     let (mut ours, mut theirs, mut ours_back, mut theirs_back) = (vec![], vec![], vec![], vec![]);
+    let mut loads = vec![];
     let (mut size, mut rival_size) = (0, 0);
     for _ in 0..options.runs {
         let repository = place.path().join("repository");
@@ -43,7 +46,9 @@ pub(crate) fn run(options: &Options) -> Fallible<Vec<Pair>> {
         (size, rival_size) = (size_below(&repository)?, fs::metadata(&dump)?.len());
 
         let target = Server::start(place.path())?;
-        ours_back.push(work(place.path(), "restore", target.port, &repository)?);
+        let cost = work(place.path(), "restore", target.port, &repository)?;
+        loads.push((cost.wall, fs::read_to_string(load_time(&repository))?.parse::<f64>()?));
+        ours_back.push(cost);
         let restored = target.digest(&cli)?;
         drop(target);
         let target = Server::start(place.path())?;
@@ -72,6 +77,14 @@ pub(crate) fn run(options: &Options) -> Fallible<Vec<Pair>> {
         pair("backup", "redis-cli --rdb".to_owned(), ours, theirs)?,
         pair("restore", "redis-cli --pipe".to_owned(), ours_back, theirs_back)?,
     ];
+    loads.sort_by(|a, b| a.0.total_cmp(&b.0));
+    if let (Some((whole, load)), Some(restore)) = (loads.get(loads.len() / 2), pairs.get(1)) {
+        println!(
+            "  of that restore, load alone {load:.2} s: {:.2}x of redis-cli --pipe; read back and proved {:.2} s",
+            restore.rival_cost.wall / load,
+            whole - load
+        );
+    }
     Ok(pairs)
 }
 
@@ -92,6 +105,11 @@ fn load(cli: &Path, port: u16, commands: &Path) -> String {
 fn work(place: &Path, verb: &str, port: u16, repository: &Path) -> Fallible<Cost> {
     let program = quote(std::env::current_exe()?);
     pipeline(place, &[format!("{program} --redis-worker {verb} {port} {}", quote(repository))])
+}
+
+/// Where a restoring worker leaves the seconds that passed until everything was loaded and not yet proved.
+fn load_time(repository: &Path) -> PathBuf {
+    repository.with_extension("load")
 }
 
 /// A server that keeps nothing on its disk.
@@ -227,7 +245,9 @@ pub(crate) fn worker(words: &[String]) -> Fallible<()> {
     {
         return make(Path::new(file), size.parse::<u64>()? << 20);
     }
+    let start = Instant::now();
     let [verb, port, repository] = words else { return Err("a worker takes three words".into()) };
+    let loaded = load_time(Path::new(repository));
     let url = format!("redis://127.0.0.1:{port}");
     let sink = if verb == "backup" { LocalSink::init(repository)? } else { LocalSink::open(repository)? };
     let repository = Repository::builder().sink(sink).build()?;
@@ -235,7 +255,17 @@ pub(crate) fn worker(words: &[String]) -> Fallible<()> {
         if verb == "backup" {
             repository.backup(SET, &RedisRdb::connect(&url)?).await?;
         } else {
-            repository.restore(SET).latest().into(&RedisRestore::connect(&url)?).await?;
+            let seconds = Arc::new(Mutex::new(0.0));
+            let seen = Arc::clone(&seconds);
+            let watch = move |event: &Event<'_>| {
+                if let (Event::ArtifactFinished { .. }, Ok(mut seconds)) = (event, seen.lock()) {
+                    *seconds = start.elapsed().as_secs_f64();
+                }
+            };
+            let target = RedisRestore::connect(&url)?;
+            repository.restore(SET).latest().into(&target).observer(watch).await?;
+            let seconds = seconds.lock().map_or(0.0, |seconds| *seconds);
+            fs::write(loaded, seconds.to_string())?;
         }
         Ok(())
     })
