@@ -293,7 +293,8 @@ impl Script {
         }
         let entry = if kind == Some(Kind::ForeignKey) { "FK CONSTRAINT" } else { "INDEX" };
         let all = std::iter::once(&self.session).chain(&sessions);
-        let running = all.map(|session| work(session, &queue, &self.traffic, entry, &self.options, &self.warnings));
+        let running =
+            all.map(|session| work(session, &queue, &self.traffic, entry, &self.options, &self.warnings));
         futures::future::try_join_all(running).await?;
         Ok(())
     }

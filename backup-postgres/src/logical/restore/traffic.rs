@@ -196,7 +196,10 @@ mod tests {
     #[test]
     fn statements_say_how_they_use_their_table() {
         let all = [
-            ("ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id)", Access::Alone(table("t"))),
+            (
+                "ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id)",
+                Access::Alone(table("t")),
+            ),
             ("CREATE INDEX \"t on u\" ON public.t USING btree (a)", Access::Shared(table("t"))),
             ("CREATE UNIQUE INDEX i ON ONLY public.\"T\" USING btree (a)", Access::Shared(table("T"))),
             ("COMMENT ON INDEX public.i IS 'x'", Access::Unknown),
@@ -209,7 +212,8 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_a_table_while_there_is_work_on_another() {
         let traffic = Traffic::default();
-        let building = queue(&[Access::Alone(table("a")), Access::Alone(table("a")), Access::Alone(table("b"))]);
+        let building =
+            queue(&[Access::Alone(table("a")), Access::Alone(table("a")), Access::Alone(table("b"))]);
         let (first, _a) = traffic.take(&building).await.unwrap();
         let (second, b) = traffic.take(&building).await.unwrap();
         assert_eq!((first, second), (0, 2));
