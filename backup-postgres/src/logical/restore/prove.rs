@@ -84,7 +84,7 @@ pub(super) async fn prove(
     found.sort_by_key(|(_, table)| std::cmp::Reverse(table.bytes));
     let mut queue = VecDeque::new();
     for (name, table) in found {
-        let access = Access::Shared(table.name.clone());
+        let access = Access::Read(table.name.clone());
         let slices = table.slices(SLICE).into_iter();
         queue.extend(slices.map(|slice| (access.clone(), (name.clone(), table.clone(), slice))));
     }

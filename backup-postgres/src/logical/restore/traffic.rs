@@ -13,8 +13,10 @@ use crate::ident::{Qualified, read_qualified};
 /// What a piece of work does with its table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Reads rows or builds an index: beside others that do (`ACCESS SHARE` and `SHARE` in the server).
-    Shared(Qualified),
+    /// Reads rows, beside others that do or build an index (`ACCESS SHARE` in the server).
+    Read(Qualified),
+    /// Builds an index, beside the same (`SHARE`). It takes long, so it follows whatever wants the table alone.
+    Build(Qualified),
     /// Alone (`ACCESS EXCLUSIVE`).
     Alone(Qualified),
     /// Nothing that is known.
@@ -39,7 +41,7 @@ impl Access {
         }
         let index = text.strip_prefix("CREATE INDEX ").or_else(|| text.strip_prefix("CREATE UNIQUE INDEX "));
         let on = index.and_then(crate::ident::read).and_then(|(_, rest)| table(rest.strip_prefix(" ON ")?));
-        on.map_or(Self::Unknown, Self::Shared)
+        on.map_or(Self::Unknown, Self::Build)
     }
 }
 
@@ -75,14 +77,15 @@ fn one_less(counts: &mut BTreeMap<Qualified, usize>, table: &Qualified) {
 impl State {
     fn admits(&self, access: &Access) -> bool {
         match access {
-            Access::Shared(table) => !self.alone.contains(table) && !self.claimed.contains_key(table),
+            Access::Read(table) => !self.alone.contains(table) && !self.claimed.contains_key(table),
+            Access::Build(table) => !self.wanted.contains_key(table),
             Access::Alone(table) => !self.alone.contains(table) && !self.shared.contains_key(table),
             Access::Unknown => true,
         }
     }
 
     fn disturbs(&self, access: &Access) -> bool {
-        matches!(access, Access::Shared(table) if self.wanted.contains_key(table))
+        matches!(access, Access::Read(table) if self.wanted.contains_key(table))
     }
 }
 
@@ -118,7 +121,9 @@ impl Traffic {
                 let best = all.clone().filter(free).find(calm).or_else(|| all.clone().find(free));
                 if let Some((access, work)) = best.and_then(|at| queue.remove(at)) {
                     match &access {
-                        Access::Shared(table) => *state.shared.entry(table.clone()).or_default() += 1,
+                        Access::Read(table) | Access::Build(table) => {
+                            *state.shared.entry(table.clone()).or_default() += 1;
+                        }
                         Access::Alone(table) => {
                             state.alone.insert(table.clone());
                         }
@@ -154,7 +159,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         let mut state = self.traffic.state();
         match &self.access {
-            Access::Shared(table) => one_less(&mut state.shared, table),
+            Access::Read(table) | Access::Build(table) => one_less(&mut state.shared, table),
             Access::Alone(table) => {
                 state.alone.remove(table);
                 one_less(&mut state.wanted, table);
@@ -200,8 +205,8 @@ mod tests {
                 "ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id)",
                 Access::Alone(table("t")),
             ),
-            ("CREATE INDEX \"t on u\" ON public.t USING btree (a)", Access::Shared(table("t"))),
-            ("CREATE UNIQUE INDEX i ON ONLY public.\"T\" USING btree (a)", Access::Shared(table("T"))),
+            ("CREATE INDEX \"t on u\" ON public.t USING btree (a)", Access::Build(table("t"))),
+            ("CREATE UNIQUE INDEX i ON ONLY public.\"T\" USING btree (a)", Access::Build(table("T"))),
             ("COMMENT ON INDEX public.i IS 'x'", Access::Unknown),
         ];
         for (text, access) in all {
@@ -217,7 +222,7 @@ mod tests {
         let (first, _a) = traffic.take(&building).await.unwrap();
         let (second, b) = traffic.take(&building).await.unwrap();
         assert_eq!((first, second), (0, 2));
-        let reading = queue(&[Access::Shared(table("a")), Access::Shared(table("b"))]);
+        let reading = queue(&[Access::Read(table("a")), Access::Read(table("b"))]);
         assert!(traffic.take(&reading).now_or_never().is_none());
         drop(b);
         assert_eq!(traffic.take(&reading).now_or_never().flatten().unwrap().0, 1);
@@ -226,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn a_table_that_is_read_in_many_parts_is_given_to_who_waits_for_it() {
         let traffic = Traffic::default();
-        let reading = queue(&[Access::Shared(table("a")), Access::Shared(table("a"))]);
+        let reading = queue(&[Access::Read(table("a")), Access::Read(table("a"))]);
         let (_, first) = traffic.take(&reading).await.unwrap();
         let building = queue(&[Access::Alone(table("a"))]);
         let mut waiting = std::pin::pin!(traffic.take(&building));
@@ -240,10 +245,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_index_is_built_after_what_wants_its_table_alone_and_beside_readers() {
+        let traffic = Traffic::default();
+        let work = [Access::Build(table("a")), Access::Alone(table("a"))];
+        traffic.announce(work.iter());
+        let (building, reading) = (queue(&work), queue(&[Access::Read(table("a"))]));
+        let (first, alone) = traffic.take(&building).await.unwrap();
+        assert_eq!(first, 1);
+        assert!(traffic.take(&building).now_or_never().is_none());
+        drop(alone);
+        let (second, _build) = traffic.take(&building).now_or_never().flatten().unwrap();
+        assert_eq!(second, 0);
+        assert!(traffic.take(&reading).now_or_never().is_some());
+    }
+
+    #[tokio::test]
     async fn readers_begin_where_nothing_is_going_to_be_altered() {
         let traffic = Traffic::default();
         traffic.announce([Access::Alone(table("a"))].iter());
-        let reading = queue(&[Access::Shared(table("a")), Access::Shared(table("b"))]);
+        let reading = queue(&[Access::Read(table("a")), Access::Read(table("b"))]);
         let order = [traffic.take(&reading).await.unwrap().0, traffic.take(&reading).await.unwrap().0];
         assert_eq!(order, [1, 0]);
     }
