@@ -11,6 +11,7 @@ mod stage;
 mod statement;
 mod tables;
 mod tar;
+mod traffic;
 
 use std::collections::BTreeMap;
 

@@ -299,3 +299,25 @@ async fn a_server_that_does_not_answer_is_waited_for_and_then_named() {
     assert!(began.elapsed() >= Duration::from_millis(300));
     assert!(!error.chain().contains("secret-word") && !format!("{source:?}").contains("secret-word"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_database_outlives_a_crash_of_the_server_right_after() {
+    let Some(major) = server::versions(&[15]).first().copied() else { return };
+    // Commits do not wait by themselves on this server, and nobody else writes its log for a while.
+    let server = Server::start_with(major, &["synchronous_commit=off", "wal_writer_delay=10s"]);
+    server.sql(
+        "postgres",
+        "CREATE TABLE books (id int PRIMARY KEY, title text); CREATE INDEX ON books (title);
+         INSERT INTO books SELECT i, md5(i::text) FROM generate_series(1, 2000) i",
+    );
+    let same = "SET enable_seqscan = off; SELECT count(*), sum(hashtext(title)) FROM books WHERE id > 0 AND title > ''";
+    let expected = server.sql("postgres", same);
+    let repo = Repository::builder().sink(MemorySink::new()).build().unwrap();
+    let source = PgDump::connect(server.url("postgres")).unwrap().format(DumpFormat::Parallel);
+    repo.backup("books", &source).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+    let target = PgRestore::database(server.url("postgres"), "copy").unwrap();
+    repo.restore("books").latest().into(&target).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+    server.kill();
+    server.start_again();
+    assert_eq!(server.sql("copy", same), expected);
+}

@@ -200,6 +200,29 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Starts it again after it was killed, with the settings it had.
+    pub(crate) fn start_again(&self) {
+        let started = unprivileged(&self.bin.join("pg_ctl"))
+            .arg("-D")
+            .arg(self.dir.path().join("data"))
+            .arg("-l")
+            .arg(self.dir.path().join("log"))
+            .args(["-w", "-t", "60", "restart"])
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(
+            started.success(),
+            "{}",
+            std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        );
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = unprivileged(&self.bin.join("pg_ctl"))

@@ -1,7 +1,7 @@
 //! Side by side with what people run today.
 //!
-//! `cargo run --release --bin compare -- fs|s3|postgres|redis [--size MIB] [--files N] [--runs N] [--json FILE]` prints a
-//! line per pair:
+//! `cargo run --release --bin compare -- fs|s3|postgres|redis [--size MIB] [--files N] [--runs N]
+//! [--chain WORD] [--json FILE]` prints a line per pair:
 //! `<store> <backup|restore> <our chain> vs <rival>: wall 1.83x cpu 1.10x rss 0.4x size 0.97x`. Each number is the
 //! rival's divided by ours: above 1 is in our favour.
 //!
@@ -28,6 +28,8 @@ pub(crate) struct Options {
     size: u64,
     files: u64,
     runs: usize,
+    /// What our chain begins with, where only the pairs of one are wanted: `gzip6`, `zstd3`.
+    chain: Option<String>,
     json: Option<String>,
 }
 
@@ -60,13 +62,14 @@ fn main() -> Fallible<()> {
     if store == "--redis-worker" {
         return redis::worker(&words.collect::<Vec<_>>());
     }
-    let mut options = Options { size: 1024, files: 20_000, runs: 3, json: None };
+    let mut options = Options { size: 1024, files: 20_000, runs: 3, chain: None, json: None };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
             "--size" => options.size = value()?.parse()?,
             "--files" => options.files = value()?.parse()?,
             "--runs" => options.runs = value()?.parse::<usize>()?.max(1),
+            "--chain" => options.chain = Some(value()?),
             "--json" => options.json = Some(value()?),
             other => return Err(format!("unknown option {other}").into()),
         }

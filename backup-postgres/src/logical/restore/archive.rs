@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::parallel::copy_in;
 use super::script::{Parts, Script, copy_failed};
+use super::traffic::Traffic;
 use super::{RestoreOptions, Warnings};
 use crate::config::PgConfig;
 use crate::ident::Qualified;
@@ -35,6 +36,10 @@ pub(super) struct Loader {
     pub(super) warnings: Warnings,
     /// Statements for every session that loads rows.
     pub(super) prepare: String,
+    /// Settings of every session while nobody uses what it fills; empty where somebody does.
+    pub(super) staging: &'static str,
+    /// Who works on which table of it.
+    pub(super) traffic: Traffic,
     /// The tables whose rows are wanted; `None` is all.
     pub(super) only: Option<Arc<BTreeSet<Qualified>>>,
     /// The schema all tables go to, instead of their own.
@@ -44,6 +49,7 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) async fn session(&self) -> Result<Session> {
         let session = Session::canonical(&self.config).await?;
+        session.exec("prepare session", self.staging).await?;
         // A locale that does not exist here is a matter of printing only; rows say whether they arrived.
         let _ = session.try_exec(&self.prepare).await;
         Ok(session)
@@ -74,13 +80,16 @@ impl Loader {
     /// Runs these parts of SQL text.
     pub(super) async fn script_of(&self, parts: Parts) -> Result<Script> {
         let session = Session::connect(&self.config).await?;
+        session.exec("prepare session", self.staging).await?;
         let mut script = Script::new(
             self.config.clone(),
             session,
             self.options.clone(),
             parts,
             Arc::clone(&self.warnings),
+            self.traffic.clone(),
         );
+        script.also_set(self.staging);
         if let Some(only) = self.only.clone() {
             // Rows of tables that were not chosen are absent, and a reference to them would not hold.
             let names: BTreeSet<String> = only.iter().map(Qualified::sql).collect();

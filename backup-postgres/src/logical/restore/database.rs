@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 use super::archive::{Loader, read_head};
 use super::gunzip::Gunzip;
 use super::prove::{Expected, prove};
-use super::stage::{DatabaseUndo, Stage};
+use super::stage::{DatabaseUndo, STAGING, Stage};
+use super::traffic::Traffic;
 use super::{RestoreOptions, Warnings, globals, warn};
 use crate::config::PgConfig;
 use crate::ident::{Qualified, literal};
@@ -173,6 +174,8 @@ impl DatabasesRestore {
                 options: options.clone(),
                 warnings: Arc::clone(&warnings),
                 prepare,
+                staging: STAGING,
+                traffic: Traffic::default(),
                 only,
                 schema: None,
             };

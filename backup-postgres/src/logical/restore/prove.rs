@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::archive::Loader;
+use super::traffic::{Access, Traffic};
 use crate::error;
 use crate::ident::{Qualified, literal};
 use crate::logical::collected::{LARGE_OBJECTS, SEQUENCES, SequenceValue, item_name, large_object_proof};
@@ -70,15 +71,22 @@ pub(super) async fn prove(
 ) -> Result<Proofs> {
     let session = loader.session().await?;
     let mut proofs = Proofs::new();
-    let mut queue = VecDeque::new();
+    let mut found = Vec::new();
     let sizes = sizes(&session).await?;
     for (name, columns) in &expected.tables {
         let proof_name = item_name(prefix, &name.display());
         proofs.entry(proof_name.clone()).or_default();
         let place = place(name);
         let Some((bytes, pages)) = sizes.get(&place).copied() else { continue };
-        let table = Table::new(place, columns.clone(), bytes, pages);
-        queue.extend(table.slices(SLICE).into_iter().map(|slice| (proof_name.clone(), table.clone(), slice)));
+        found.push((proof_name, Table::new(place, columns.clone(), bytes, pages)));
+    }
+    // The largest first, so that no connection is left alone with one at the end.
+    found.sort_by_key(|(_, table)| std::cmp::Reverse(table.bytes));
+    let mut queue = VecDeque::new();
+    for (name, table) in found {
+        let access = Access::Read(table.name.clone());
+        let slices = table.slices(SLICE).into_iter();
+        queue.extend(slices.map(|slice| (access.clone(), (name.clone(), table.clone(), slice))));
     }
     if !expected.sequences.is_empty() {
         let proof = proofs.entry(item_name(prefix, SEQUENCES)).or_default();
@@ -98,7 +106,11 @@ pub(super) async fn prove(
         proofs.insert(item_name(prefix, LARGE_OBJECTS), proof);
     }
     let workers = loader.options.jobs.min(queue.len());
-    let work = Arc::new(Work { queue: Mutex::new(queue), proofs: Mutex::new(proofs) });
+    let work = Arc::new(Work {
+        queue: Mutex::new(queue),
+        traffic: loader.traffic.clone(),
+        proofs: Mutex::new(proofs),
+    });
     // Tasks of their own: beside the connections' tasks they are woken without another thread.
     let mut tasks = JoinSet::new();
     let mut session = Some(session);
@@ -118,14 +130,13 @@ pub(super) async fn prove(
 
 /// What is to be read, and what was found.
 struct Work {
-    queue: Mutex<VecDeque<(String, Table, Slice)>>,
+    queue: Mutex<VecDeque<(Access, (String, Table, Slice))>>,
+    traffic: Traffic,
     proofs: Mutex<Proofs>,
 }
 
 async fn tables(session: Session, work: Arc<Work>) -> Result<()> {
-    loop {
-        let next = work.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some((name, table, slice)) = next else { return Ok(()) };
+    while let Some(((name, table, slice), _pass)) = work.traffic.take(&work.queue).await {
         let sql = table.copy_out(&slice);
         let mut counter = RowCounter::default();
         let mut rows = std::pin::pin!(session.copy_out(&sql).await?);
@@ -136,6 +147,7 @@ async fn tables(session: Session, work: Arc<Work>) -> Result<()> {
         let mut proofs = work.proofs.lock().unwrap_or_else(PoisonError::into_inner);
         proofs.entry(name).or_default().merge(&found.proof);
     }
+    Ok(())
 }
 
 /// Bytes and heap pages of every ordinary table.

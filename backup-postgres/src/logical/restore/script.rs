@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use backup_core::{Bytes, Error, ErrorKind, Result, Warning};
 use bytes::BytesMut;
@@ -11,6 +11,7 @@ use tokio_postgres::CopyInSink;
 use tokio_postgres::error::SqlState;
 
 use super::statement::prepared;
+use super::traffic::{Access, Traffic};
 use super::{RestoreOptions, Warnings, warn};
 use crate::config::PgConfig;
 use crate::error::{self, PgError, quotable};
@@ -71,6 +72,7 @@ pub(super) struct Script {
     copy: Option<OpenCopy>,
     skipping_copy: bool,
     skip_foreign_keys_except: Option<KeepKey>,
+    traffic: Traffic,
 }
 
 impl std::fmt::Debug for Script {
@@ -94,6 +96,7 @@ impl Script {
         options: RestoreOptions,
         parts: Parts,
         warnings: Warnings,
+        traffic: Traffic,
     ) -> Self {
         Self {
             config,
@@ -108,7 +111,13 @@ impl Script {
             copy: None,
             skipping_copy: false,
             skip_foreign_keys_except: None,
+            traffic,
         }
+    }
+
+    /// Further sessions begin with this setting.
+    pub(super) fn also_set(&mut self, setting: &str) {
+        self.preamble.push(setting.to_owned());
     }
 
     /// Leaves out foreign keys whose statement `keep` does not want.
@@ -265,7 +274,14 @@ impl Script {
             return Ok(());
         }
         let workers = self.options.jobs.min(jobs.len());
-        let queue = Mutex::new(VecDeque::from(jobs));
+        // A foreign key locks out writers only, and its check reads both tables.
+        let access = |job: &Job| match kind {
+            Some(Kind::Index) => Access::of_indexes(&job.statements),
+            _ => Access::Unknown,
+        };
+        let jobs: VecDeque<_> = jobs.into_iter().map(|job| (access(&job), job)).collect();
+        self.traffic.announce(jobs.iter().map(|(access, _)| access));
+        let queue = Mutex::new(jobs);
         let mut sessions = Vec::new();
         for _ in 1..workers {
             let session = Session::connect(&self.config).await?;
@@ -277,7 +293,8 @@ impl Script {
         }
         let entry = if kind == Some(Kind::ForeignKey) { "FK CONSTRAINT" } else { "INDEX" };
         let all = std::iter::once(&self.session).chain(&sessions);
-        let running = all.map(|session| work(session, &queue, entry, &self.options, &self.warnings));
+        let running =
+            all.map(|session| work(session, &queue, &self.traffic, entry, &self.options, &self.warnings));
         futures::future::try_join_all(running).await?;
         Ok(())
     }
@@ -285,14 +302,13 @@ impl Script {
 
 async fn work(
     session: &Session,
-    queue: &Mutex<VecDeque<Job>>,
+    queue: &Mutex<VecDeque<(Access, Job)>>,
+    traffic: &Traffic,
     entry: &str,
     options: &RestoreOptions,
     warnings: &Warnings,
 ) -> Result<()> {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(job) = next else { return Ok(()) };
+    while let Some((job, _pass)) = traffic.take(queue).await {
         for text in &job.statements {
             let mut result = execute(session, text).await;
             // Two foreign keys between the same tables may lock them in opposite order.
@@ -307,6 +323,7 @@ async fn work(
             settle(result, text, entry, options, warnings)?;
         }
     }
+    Ok(())
 }
 
 async fn execute(session: &Session, text: &str) -> std::result::Result<(), tokio_postgres::Error> {

@@ -23,6 +23,20 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
+/// Settings of the sessions that fill a database which is still being restored. No commit of theirs waits for the disk: the
+/// database counts when it has its name, and that commit waits, with everything the server wrote before it
+/// ([`wait_for_the_disk`]).
+pub(super) const STAGING: &str = "SET synchronous_commit = off";
+
+/// The commits of this session are on disk when they are acknowledged, and with them all earlier ones, whatever the server,
+/// database or role is set to.
+async fn wait_for_the_disk(session: &Session) -> Result<()> {
+    let sql = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+               WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+    session.rows("prepare session", sql).await?;
+    Ok(())
+}
+
 /// A database that is being restored under another name.
 #[derive(Debug)]
 pub(super) struct Stage {
@@ -140,6 +154,7 @@ impl Stage {
         warnings: &Warnings,
     ) -> Result<Option<DatabaseUndo>> {
         let session = Session::canonical(&self.maintenance).await?;
+        wait_for_the_disk(&session).await?;
         let details = match &self.existing {
             Some(_) => {
                 database_details(&Session::canonical(&self.maintenance.with_database(&self.name)).await?)

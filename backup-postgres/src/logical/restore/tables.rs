@@ -21,6 +21,7 @@ use self::live::{Live, RowsUndo};
 use super::archive::{Loader, read_head};
 use super::database::{prepare, recorded, the_one};
 use super::prove::{Expected, prove};
+use super::traffic::Traffic;
 use super::{RestoreOptions, Warnings};
 use crate::config::PgConfig;
 use crate::error::quotable;
@@ -114,6 +115,8 @@ impl TablesRestore {
             options: options.clone(),
             warnings: Arc::clone(&warnings),
             prepare: prepare(&recorded.get(&source).cloned().unwrap_or_default()),
+            staging: "",
+            traffic: Traffic::default(),
             only: Some(Arc::new(expected.tables.keys().cloned().collect())),
             schema: Some(schema.clone()),
         };
