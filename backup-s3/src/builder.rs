@@ -70,7 +70,8 @@ impl<P> SinkBuilder<P> {
         self
     }
 
-    /// Pieces of 4 MiB a reader of a large object fetches ahead, at least 1; the default is 3.
+    /// Pieces of 2 MiB a reader of a large object fetches ahead, each on a connection of its own, at least 1; the default
+    /// is 8. More makes restores over long distances faster.
     pub fn read_ahead(mut self, pieces: usize) -> Self {
         self.options.read_ahead = pieces.max(1);
         self

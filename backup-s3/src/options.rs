@@ -9,6 +9,8 @@ use crate::parts::{DEFAULT_PART_SIZE, MIN_PART_SIZE, PartSizes};
 
 /// Bytes an open writer holds unless told otherwise: three parts of 8 MiB.
 pub(crate) const DEFAULT_UPLOAD_MEMORY: usize = 24 * 1024 * 1024;
+/// Pieces a reader fetches ahead unless told otherwise: 16 MiB.
+const DEFAULT_READ_AHEAD: usize = 8;
 /// The slowest link a single part must get through, in bytes per second.
 const SLOWEST: u64 = 32 * 1024;
 
@@ -34,7 +36,7 @@ impl Default for Options {
             part_size: DEFAULT_PART_SIZE,
             part_sizes: None,
             upload_memory: DEFAULT_UPLOAD_MEMORY,
-            read_ahead: 3,
+            read_ahead: DEFAULT_READ_AHEAD,
             request_timeout: None,
             classes: StorageClasses::default(),
             tags: Tags::new(),

@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 use crate::error::Tried;
 use crate::shared::Shared;
 
-/// Bytes asked for at a time. One such piece is streamed; the following are fetched whole, ahead of the reader.
-const PIECE: u64 = 4 * 1024 * 1024;
+/// Bytes asked for at a time. One such piece is streamed; the following are fetched whole, ahead of the reader. Small, because
+/// one answer comes at the pace of one connection: many at once fill the link with as little memory as few large ones.
+const PIECE: u64 = 2 * 1024 * 1024;
 /// Times a read is continued without a byte in between. `object_store` continues by itself first.
 const RESUMES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
