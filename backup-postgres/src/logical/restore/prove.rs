@@ -128,9 +128,12 @@ pub(super) async fn prove(
     Ok(proofs)
 }
 
+/// A stretch of a table that is to be read, under the name of its proof.
+type Stretch = (String, Table, Slice);
+
 /// What is to be read, and what was found.
 struct Work {
-    queue: Mutex<VecDeque<(Access, (String, Table, Slice))>>,
+    queue: Mutex<VecDeque<(Access, Stretch)>>,
     traffic: Traffic,
     proofs: Mutex<Proofs>,
 }
