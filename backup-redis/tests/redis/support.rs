@@ -249,6 +249,9 @@ impl Answer {
     }
 }
 
+/// How long an answer is waited for: a busy machine takes minutes for the digest of millions of keys.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// A small blocking client.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -259,7 +262,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn connect(port: u16) -> Option<Self> {
         let output = TcpStream::connect(("127.0.0.1", port)).ok()?;
-        output.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        output.set_read_timeout(Some(PATIENCE)).ok()?;
         Some(Self { input: BufReader::new(output.try_clone().ok()?), output })
     }
 

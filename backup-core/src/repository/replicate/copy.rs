@@ -286,7 +286,7 @@ impl<'a> Work<'a> {
             Ok(key) => key,
             Err(error) => return self.lose_all(&lacking, error),
         };
-        let (by_store, in_doubt) = self.copied_by_stores(&part, &key, &lacking).await;
+        let (by_store, in_doubt) = Box::pin(self.copied_by_stores(&part, &key, &lacking)).await;
         let streamed: Vec<_> = lacking
             .iter()
             .filter(|(n, _)| !by_store.contains(n) && in_doubt.iter().all(|(doubted, _)| doubted != n))
@@ -300,7 +300,7 @@ impl<'a> Work<'a> {
         if streamed.is_empty() {
             return;
         }
-        match self.transfer(&part, &key, &streamed).await {
+        match Box::pin(self.transfer(&part, &key, &streamed)).await {
             Ok(failures) => {
                 self.lose(failures);
                 let wrote = |lane: &&mut Lane| lane.alive && streamed.iter().any(|(n, _)| *n == lane.number);
