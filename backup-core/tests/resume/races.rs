@@ -9,11 +9,14 @@ use futures::stream::BoxStream;
 
 use crate::support::*;
 
+/// What somebody does to a sink.
+type Deed = dyn Fn(&MemorySink, &Key) + Send + Sync;
+
 /// A sink that copies nothing by itself, or at which somebody does something before it copies.
 #[derive(Clone)]
 struct Meanwhile {
     inner: MemorySink,
-    before_copy: Option<Arc<dyn Fn(&MemorySink, &Key) + Send + Sync>>,
+    before_copy: Option<Arc<Deed>>,
 }
 
 impl std::fmt::Debug for Meanwhile {

@@ -126,7 +126,9 @@ async fn serve(
             // The length is the object's, not that of a body.
             let length = answer.length();
             let mut text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n");
-            headers.iter().for_each(|(name, value)| text.extend([name, ": ", value, "\r\n"]));
+            for (name, value) in &headers {
+                text.extend([name, ": ", value, "\r\n"]);
+            }
             text.push_str("\r\n");
             client.write_all(text.as_bytes()).await?;
         } else {

@@ -26,7 +26,7 @@ fn key(text: &str) -> Key {
 #[derive(Debug)]
 struct Together {
     inner: InMemory,
-    together: usize,
+    count: usize,
     begun: watch::Sender<usize>,
 }
 
@@ -59,8 +59,8 @@ impl ObjectStore for Together {
             number = *begun;
             *begun += 1;
         });
-        if (1..=self.together).contains(&number) {
-            let all = self.begun.subscribe().wait_for(|begun| *begun > self.together).await.map(drop);
+        if (1..=self.count).contains(&number) {
+            let all = self.begun.subscribe().wait_for(|begun| *begun > self.count).await.map(drop);
             all.expect("the sender lives");
         }
         self.inner.get_opts(at, options).await
@@ -82,7 +82,7 @@ impl ObjectStore for Together {
 #[tokio::test(flavor = "multi_thread")]
 async fn pieces_are_fetched_ahead_in_order_and_bounded() {
     let (inner, begun) = (InMemory::new(), watch::Sender::new(0));
-    let store = Arc::new(Together { inner, together: 4, begun });
+    let store = Arc::new(Together { inner, count: 4, begun });
     let sink = ObjectStoreSink::builder(Arc::clone(&store) as _).read_ahead(4).build().expect("a sink");
     let bytes = noise(40 * MIB + 17, 1);
     put_bytes(&sink, &key("large"), bytes.clone(), PutOptions::overwrite(ObjectKind::Data))
