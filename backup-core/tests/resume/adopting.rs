@@ -68,7 +68,7 @@ async fn content_that_changed_is_never_taken_over_for_its_name() {
     let before = content();
     let sinks = dead(&two(), &before, ALL).await;
     let mut after = before;
-    after.insert("part1".to_owned(), noise(5_000_000, 77).into());
+    after.insert("part1".to_owned(), noise(5_000_000, 77));
     after.insert("part3".to_owned(), "2".into());
     after.remove("part4");
     after.insert("part9".to_owned(), "new".into());
@@ -92,7 +92,7 @@ async fn a_run_that_went_on_and_died_again_is_gone_on_with() {
     let third = MemorySink::new();
     let all = over([sinks[0].clone(), third.clone()]);
     all.replicate(SET, report.id).await.unwrap();
-    assert_whole(&[third.clone()], &content, report.id, "replicated").await;
+    assert_whole(std::slice::from_ref(&third), &content, report.id, "replicated").await;
     all.rotate(SET, &ring(&[2])).await.unwrap();
     let repo = Repository::builder().sink(third).transform(AesGcm::new(ring(&[2]))).build().unwrap();
     let target = MemoryTarget::new();

@@ -12,8 +12,11 @@ use crate::support::*;
 #[derive(Clone)]
 struct Meanwhile {
     inner: MemorySink,
-    before_copy: Option<Arc<dyn Fn(&MemorySink, &Key) + Send + Sync>>,
+    before_copy: Option<Deed>,
 }
+
+/// What somebody does to the sink before the object of this key is copied.
+type Deed = Arc<dyn Fn(&MemorySink, &Key) + Send + Sync>;
 
 impl std::fmt::Debug for Meanwhile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

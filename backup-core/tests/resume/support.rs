@@ -20,7 +20,7 @@ pub(crate) const ALL: usize = 5;
 /// Five artifacts: one with an index, one that is empty.
 pub(crate) fn content() -> BTreeMap<String, Bytes> {
     let sizes = [70_000, 5_000_000, 0, 1, 300_000];
-    let named = |(n, size): (usize, usize)| (format!("part{n}"), Bytes::from(noise(size, n as u64)));
+    let named = |(n, size): (usize, usize)| (format!("part{n}"), noise(size, n as u64));
     sizes.into_iter().enumerate().map(named).collect()
 }
 
@@ -147,8 +147,7 @@ pub(crate) async fn dead(
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SourceFailed, "{}", error.chain());
-    let remains = watched.remains.lock().unwrap().clone();
-    remains
+    watched.remains.lock().unwrap().clone()
 }
 
 /// The names of the first artifacts, or of those after them.
