@@ -9,15 +9,15 @@ use futures::stream::BoxStream;
 
 use crate::support::*;
 
-/// What somebody does to a sink.
-type Deed = dyn Fn(&MemorySink, &Key) + Send + Sync;
-
 /// A sink that copies nothing by itself, or at which somebody does something before it copies.
 #[derive(Clone)]
 struct Meanwhile {
     inner: MemorySink,
-    before_copy: Option<Arc<Deed>>,
+    before_copy: Option<Deed>,
 }
+
+/// What somebody does to the sink before the object of this key is copied.
+type Deed = Arc<dyn Fn(&MemorySink, &Key) + Send + Sync>;
 
 impl std::fmt::Debug for Meanwhile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
