@@ -192,7 +192,7 @@ impl<'a> Backup<'a> {
         self
     }
 
-    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`], when `shutdown` completes.
+    /// Stops the run, cleanly and with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled), when `shutdown` completes.
     pub fn run_until(mut self, shutdown: impl Future<Output = ()> + Send + 'a) -> Self {
         self.shutdown = Some(Box::pin(shutdown));
         self
