@@ -41,9 +41,10 @@ use crate::source::RDB;
 /// latter two work there. What the server cannot take is named key by key, and the restore fails.
 ///
 /// To prove what was written, a restore reads all of it back as a replica does. Compression of strings would take the
-/// server most of the time of that, so where the user may `CONFIG SET`, `rdbcompression` is off while the server forks
-/// for it, and on again then. A process that is killed in this moment leaves it off, as do a server and a network that
-/// are lost: the server's own snapshots are larger from then on, and nothing else is different, until it starts again
+/// server most of the time of that, so where the user may `CONFIG SET`, `rdbcompression` is off until the server
+/// begins to send (by default five seconds, `repl-diskless-sync-delay`; with `repl-diskless-sync no`, for as long as it writes a
+/// file first), and on again then. A process that is killed meanwhile, or whose runtime ends when the restore is dropped,
+/// leaves it off, as do a server and a network that are lost: the server's own snapshots are larger from then on, and nothing else is different, until it starts again
 /// or hears `CONFIG SET rdbcompression yes`. Whoever does not want that gives the user no `config|set`:
 /// [`PERMISSIONS`](Self::PERMISSIONS) leaves it out, because it allows much.
 ///

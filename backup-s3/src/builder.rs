@@ -96,7 +96,7 @@ impl<P> SinkBuilder<P> {
     }
 
     /// Puts objects without metadata, storage class or tags, for stores that refuse them. Then a create-new
-    /// whose reply was lost is reported as lost to another writer.
+    /// whose reply was lost is settled by the bytes that lie there.
     pub fn without_attributes(mut self) -> Self {
         self.options.attributes = false;
         self

@@ -123,14 +123,14 @@ impl<'a> Backup<'a> {
     }
 
     /// Takes over what an earlier run of the set, made with this option, had finished when it died or failed, where the source
-    /// declares that independent of the moment and says that it would store the same again. Every byte taken
-    /// over is read back from every sink and checked; the rest is read from the source. Set it on each run of a job
+    /// declares that independent of the moment and says that it would store the same again. What is taken
+    /// over is checked on every sink, by a digest that its store computed or by reading it back; the rest is read from the source. Set it on each run of a job
     /// whose backups take long.
     ///
     /// A run leaves a note beside each independent artifact that it finished. A run that fails or is stopped leaves its
     /// finished artifacts in place, for three days (the default grace of [`Repository::sweep`]). Nobody has to know whether
     /// the other run is really dead: what is taken over is copied, inside each sink where it can (`LocalSink` makes a hard
-    /// link), and the other directory is left alone.
+    /// link: two names of one file), and the other directory is left alone. Nothing older than the newest backup is taken over.
     ///
     /// Only full backups are resumed. A host that cannot read its own backups begins afresh.
     pub fn resume(mut self) -> Self {

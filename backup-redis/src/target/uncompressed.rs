@@ -2,7 +2,7 @@
 //!
 //! Compression of strings (`rdbcompression`, on by default) takes a server's child most of its time, and what is read
 //! back is proved and thrown away. The child keeps the setting it was born with, so it is put back as soon as the
-//! snapshot has begun: it is away for the moment the server takes to fork, or, where the server makes a file before
+//! snapshot has begun: it is away until the server has waited for further replicas (`repl-diskless-sync-delay`) and forked, or, where the server makes a file before
 //! it sends (`repl-diskless-sync no`), for that file.
 
 use std::time::Duration;

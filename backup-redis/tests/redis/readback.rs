@@ -45,7 +45,8 @@ async fn a_server_that_does_not_compress_is_left_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_back_that_is_dropped_switches_compression_on_again() {
     // The server waits for more replicas before it begins: the read-back is dropped while it does.
-    let (Some(source), Some(server)) = (filled(REDIS), empty(REDIS, &["--repl-diskless-sync-delay", "600"]))
+    let (Some(source), Some(server)) =
+        (filled(REDIS), empty(REDIS, &["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "600"]))
     else {
         return;
     };

@@ -26,7 +26,10 @@ impl Writer {
             let ended = reply.code_is(&["NoSuchUpload"]);
             let passing = reply.is_passing();
             let again = match self.look().await {
-                Outcome::Ours => break,
+                Outcome::Ours | Outcome::Same => break,
+                Outcome::Another if self.options.mode == PutMode::CreateNew => {
+                    return Err(crate::sink::already_exists("complete upload", &self.shared, &self.key));
+                }
                 Outcome::Unknown => ended || (passing && repeatable),
                 Outcome::Another | Outcome::Nothing => passing && repeatable && !ended,
             };

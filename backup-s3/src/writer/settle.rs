@@ -16,6 +16,8 @@ pub(super) const FIRST_WAIT: Duration = Duration::from_millis(100);
 pub(super) enum Outcome {
     /// The object is the one this writer was given.
     Ours,
+    /// One of the same bytes, on a store that does not say who wrote it.
+    Same,
     /// Another object.
     Another,
     Nothing,
@@ -35,7 +37,7 @@ impl Writer {
         match (&found.writer, &self.written) {
             (Some(writer), _) if *writer == self.token && found.meta.size == self.total => Outcome::Ours,
             (None, Some(written)) if found.meta.size == self.total => match self.read_back().await {
-                Ok(there) if there == written.clone().finish() => Outcome::Ours,
+                Ok(there) if there == written.clone().finish() => Outcome::Same,
                 Ok(_) => Outcome::Another,
                 Err(_) => Outcome::Unknown,
             },

@@ -23,6 +23,7 @@ impl Writer {
             PutMode::CreateNew => object_store::PutMode::Create,
             PutMode::Overwrite => object_store::PutMode::Overwrite,
         };
+        let mut doubted = false;
         for attempt in 0.. {
             let options = PutOptions {
                 mode: mode.clone(),
@@ -40,12 +41,15 @@ impl Writer {
             if self.options.mode == PutMode::Overwrite || !(refused || in_doubt) {
                 return Err(mapped);
             }
+            doubted |= in_doubt;
             // Two conditional puts at once: the store may tell both to come again (409), and keep neither.
             let collided =
                 refused && reply(&error).code_is(&["ConditionalRequestConflict", "OperationAborted"]);
             match self.look().await {
                 Outcome::Ours => return Ok(()),
-                Outcome::Another => {
+                // Equal bytes alone are another writer's, unless a request of this one may have arrived.
+                Outcome::Same if doubted => return Ok(()),
+                Outcome::Same | Outcome::Another => {
                     return Err(crate::sink::already_exists(OPERATION, &self.shared, &self.key));
                 }
                 Outcome::Unknown if refused && !collided => return Err(mapped),

@@ -36,8 +36,8 @@ use crate::repository::contents::Contents;
 use crate::repository::origin::Origin;
 use crate::repository::replicate::{Part, copy_by_store, parts};
 use crate::selection::Selection;
-use crate::sink::{ObjectKind, PutOptions, Sink};
-use crate::source::{ArtifactMeta, Earlier, SnapshotRequest};
+use crate::sink::{ObjectKind, PutOptions, Sink, StoreCopy};
+use crate::source::{ArtifactMeta, Earlier, SnapshotRequest, Warning};
 use crate::target::ItemList;
 
 /// Runs that are looked at, the newest first: one that died early may hide a better one before it.
@@ -86,21 +86,28 @@ impl Taken {
     /// removed costs some space, until the backup is pruned or a sweep comes by.
     pub(super) async fn forget(&self, inner: &Inner, set: &SetName, alive: &[Numbered], watch: &Watch) {
         let forgetting = alive.iter().map(|(_, sink)| async move {
-            let notes: Vec<BoxFuture<'_, _>> =
-                self.notes.iter().map(|key| inner.patience.bound(sink.delete(key)).boxed()).collect();
-            futures::stream::iter(notes).buffer_unordered(AT_ONCE).map(drop).collect::<()>().await;
-            let Some((id, dir)) = &self.from else { return };
-            let access = inner.access(sink, watch);
-            let clearing = async {
-                // A marker says that it may be alive: then a sweep decides, later.
-                match access.read(&dir.pending()?, PENDING_LIMIT).await? {
-                    Some(_) => Ok(()),
-                    None => clear_failed_copy(&access, set, *id, dir).await,
-                }
-            };
-            let _ = inner.patience.bound_finish(clearing).await;
+            let _ = inner.patience.bound_finish(self.forget_on(inner, set, sink, watch)).await;
         });
         join_all(forgetting).await;
+    }
+
+    async fn forget_on(
+        &self,
+        inner: &Inner,
+        set: &SetName,
+        sink: &Arc<dyn Sink>,
+        watch: &Watch,
+    ) -> Result<()> {
+        let notes: Vec<BoxFuture<'_, _>> =
+            self.notes.iter().map(|key| inner.patience.bound(sink.delete(key)).boxed()).collect();
+        futures::stream::iter(notes).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        let Some((id, dir)) = &self.from else { return Ok(()) };
+        let access = inner.access(sink, watch);
+        // A marker says that it may be alive: then a sweep decides, later.
+        match access.read(&dir.pending()?, PENDING_LIMIT).await? {
+            Some(_) => Ok(()),
+            None => clear_failed_copy(&access, set, *id, dir).await,
+        }
     }
 }
 
@@ -135,8 +142,9 @@ impl Run<'_> {
     pub(super) async fn take_over(&mut self, found: &Found, selection: &Selection) -> Result<Vec<Earlier>> {
         let Origin::Source(source) = self.origin else { return Ok(Vec::new()) };
         let mine = self.id;
-        let left = found.unfinished.iter().rev();
-        let left = left.filter(|(id, _)| **id != mine && !found.backups.contains_key(id));
+        // What lies before the newest backup was taken over by it, or is older than that anyway.
+        let newest = found.bases().next().map(|(id, _)| *id);
+        let left = found.unfinished.iter().rev().filter(|(id, _)| **id != mine && Some(**id) > newest);
         for (id, sinks) in left.take(CANDIDATES) {
             // What cannot be opened, or no longer lies there, is read from the source.
             let Ok(remains) = self.remains(*id, sinks).await else { continue };
@@ -149,7 +157,15 @@ impl Run<'_> {
                 earlier: remains.iter().map(|remains| remains.earlier.clone()).collect(),
                 ..SnapshotRequest::full()
             };
-            let unchanged: BTreeSet<usize> = source.unchanged(request).await?.into_iter().collect();
+            let unchanged: BTreeSet<usize> =
+                match self.inner.patience.bound_source(source.unchanged(request)).await {
+                    Ok(unchanged) => unchanged.into_iter().collect(),
+                    Err(error) => {
+                        let warning = Warning::new("not-resumed", error.chain());
+                        self.pipeline.watch.event(&Event::Warning(&warning));
+                        return Ok(Vec::new());
+                    }
+                };
             let mut taken = Vec::new();
             for (_, remains) in remains.into_iter().enumerate().filter(|(n, _)| unchanged.contains(n)) {
                 let key = remains.opened.key.clone();
@@ -275,10 +291,7 @@ impl Run<'_> {
         let mut failures = Vec::new();
         for (number, result) in copied {
             match result {
-                Ok(()) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
-                    whole = false;
-                }
+                Ok(arrived) => whole &= arrived,
                 Err(error) => failures.push((number, error)),
             }
         }
@@ -303,9 +316,10 @@ impl Run<'_> {
         Ok(Some(earlier))
     }
 
-    /// Copies the objects of a note from the directory of `from` to that of `to` on one sink, and makes sure that what
-    /// arrived is whole.
-    async fn copy_over(&self, sink: &Arc<dyn Sink>, from: &Opened, to: &Opened) -> Result<()> {
+    /// Copies the objects of a note from the directory of `from` to that of `to` on one sink, and says whether what arrived
+    /// is whole. Fails only where the sink cannot be written to, or may be copying still: what cannot be read or copied here
+    /// must not keep it from getting a backup.
+    async fn copy_over(&self, sink: &Arc<dyn Sink>, from: &Opened, to: &Opened) -> Result<bool> {
         let (copies, watch) = ([Arc::clone(sink)], &self.pipeline.watch);
         // Indexes first: what they are for is checked by them.
         let (indexes, objects): (Vec<_>, Vec<_>) =
@@ -319,30 +333,35 @@ impl Run<'_> {
             let (source, target) = (from.dir.object(&object.object)?, to.dir.object(&object.object)?);
             let (address, patience) = (sink.address(&source), self.inner.patience);
             let copying = copy_by_store(patience, address, object.size, sink, &target, options.clone());
-            if let Some(copy) = copying.await? {
-                match copy.sha256 {
-                    Some(sha256) if sha256 == object.sha256 => continue,
-                    Some(_) => {
-                        return Err(Error::corrupt("take over artifact", "the copy has another digest"));
+            match copying.await {
+                Ok(Some(StoreCopy { sha256: Some(sha256) })) if sha256 == object.sha256 => continue,
+                Ok(Some(StoreCopy { sha256: Some(_) })) => return Ok(false),
+                Ok(Some(StoreCopy { sha256: None })) => {
+                    let reader = to.stored_reader(self.inner, &object, &copies, watch).await;
+                    let Ok(reader) = reader else { return Ok(false) };
+                    let mut blocks = reader.whole();
+                    while let Some(block) = blocks.recv().await {
+                        if block.is_err() {
+                            return Ok(false);
+                        }
                     }
-                    None => {}
+                    continue;
                 }
-                let mut blocks = to.stored_reader(self.inner, &object, &copies, watch).await?.whole();
-                while let Some(block) = blocks.recv().await {
-                    block?;
-                }
-                continue;
+                Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
+                Ok(None) | Err(_) => {}
             }
-            let reader = from.stored_reader(self.inner, &object, &copies, watch).await?;
+            let reader = from.stored_reader(self.inner, &object, &copies, watch).await;
+            let Ok(reader) = reader else { return Ok(false) };
             let lane = [(0, Arc::clone(sink))];
             let mut fanout = Fanout::open(&lane, &target, &options, self.inner.patience, watch);
             let mut blocks = reader.whole();
             while let Some(block) = blocks.recv().await {
-                fanout.write(block?).await?;
+                let Ok(block) = block else { return Ok(false) };
+                fanout.write(block).await?;
             }
             fanout.finish(object.size).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes what was copied of an artifact that is not taken over. What stays is swept with this run, or pruned with its

@@ -85,7 +85,11 @@ impl Run<'_> {
         };
         let mut parent = if options.incremental { self.parent(&found).await? } else { None };
         let parent_id = parent.as_ref().map(ParentReader::id);
-        let pending = Pending::new(&self.set, self.id, parent_id, self.inner.clock.now());
+        // What is taken over lies there before it is read back: a replication must not rely on it unread.
+        let pending = Pending {
+            unverified: options.resume,
+            ..Pending::new(&self.set, self.id, parent_id, self.inner.clock.now())
+        };
         let (failures, renewing) =
             self.inner.announce(&self.alive, &self.dir, pending, &self.pipeline.watch).await?;
         cleanup.renewing(renewing);

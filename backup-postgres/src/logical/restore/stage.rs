@@ -28,10 +28,10 @@ const LISTS: [&str; 6] = [
 /// ([`wait_for_the_disk`]).
 pub(super) const STAGING: &str = "SET synchronous_commit = off";
 
-/// The commits of this session are on disk when they are acknowledged, and with them all earlier ones, whatever the server,
+/// The commits of this session are on the server's own disk when they are acknowledged, and with them all earlier ones, whatever the server,
 /// database or role is set to.
 async fn wait_for_the_disk(session: &Session) -> Result<()> {
-    let sql = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+    let sql = "SELECT pg_catalog.set_config('synchronous_commit', 'local', false) \
                WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
     session.rows("prepare session", sql).await?;
     Ok(())
